@@ -1,0 +1,93 @@
+"""Every error a user can see: what happened, where, what to do, and the exit code.
+
+The list lives on the ground floor because every room raises from it and imports only go down. Each class is one
+message: `what` and `todo` are templates filled from the keyword arguments, so tables for people are made from the classes.
+
+Exit codes (binding for scripts): 0 complete; 65 bad data or quarantined events; 73 output cannot be written;
+75 stopped with work left, run again; 78 configuration; 1 a bug.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+OK, BUG, BAD_DATA, CANNOT_WRITE, RUN_AGAIN, BAD_CONFIG = 0, 1, 65, 73, 75, 78
+
+
+class YodaError(Exception):
+    """Base of every error shown to a user without a traceback."""
+
+    exit_code: ClassVar[int] = BUG
+    what: ClassVar[str] = "{detail}"
+    todo: ClassVar[str] = ""
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+        text = self.what.format(**values)
+        if self.todo:
+            text += "\n  -> " + self.todo.format(**values)
+        super().__init__(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.values)
+
+
+def _rebuild(cls: type[YodaError], values: dict[str, Any]) -> YodaError:
+    return cls(**values)
+
+
+# --- configuration, 78 ------------------------------------------------------------------------------------------------
+
+
+class ConfigError(YodaError):
+    """A key of the job or site file is unknown, missing, or has a value of the wrong type or out of range."""
+
+    exit_code = BAD_CONFIG
+    what = "{file}: {key}: {detail}"
+    todo = "{hint}"
+
+
+class InputMissing(YodaError):
+    """An input file named in the job does not exist or cannot be read."""
+
+    exit_code = BAD_CONFIG
+    what = "input {path}: {detail}"
+    todo = "correct inputs.files in the job file, or put the file there"
+
+
+class ExtraMissing(YodaError):
+    """An optional package is needed for what the job asks and is not installed."""
+
+    exit_code = BAD_CONFIG
+    what = "{feature} needs the Python package {package}, which is not installed"
+    todo = "pip install 'yoda-droid[{extra}]'"
+
+
+# --- data, 65 ---------------------------------------------------------------------------------------------------------
+
+
+class InputDamaged(YodaError):
+    """An input file is not what its format promises: truncated, empty, cut in the middle of an event, wrong shape."""
+
+    exit_code = BAD_DATA
+    what = "input {path}: {detail}"
+    todo = "{hint}"
+
+
+class InputChanged(YodaError):
+    """An input file is no longer the one this task was planned with; its events could be other events."""
+
+    exit_code = BAD_CONFIG
+    what = "input {path} has changed since the task was made: {detail}"
+    todo = "restore the file, or start a new task in another directory"
+
+
+# --- output, 73 -------------------------------------------------------------------------------------------------------
+
+
+class CannotWrite(YodaError):
+    """A file of the task cannot be written: disk full, quota, I/O error, permission."""
+
+    exit_code = CANNOT_WRITE
+    what = "cannot write {path}: {detail}"
+    todo = "make room or correct the permissions, then run the same command again; nothing that was acknowledged is lost"

@@ -1,0 +1,1 @@
+"""Storage: endpoints, stage-out with failover, and merging images into final files."""
