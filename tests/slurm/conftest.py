@@ -1,0 +1,45 @@
+"""Fixtures: a real Slurm in plain mode and one with a network namespace per node; every test starts on idle nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from cluster import Cluster, Options, running, why_not
+
+
+@pytest.fixture(scope="session")
+def plain_cluster() -> Iterator[Cluster]:
+    reason = why_not(netns=False)
+    if reason:
+        pytest.skip(reason)
+    with running(Options()) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def netns_cluster() -> Iterator[Cluster]:
+    reason = why_not(netns=True)
+    if reason:
+        pytest.skip(reason)
+    with running(Options(netns=True)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(plain_cluster: Cluster) -> Iterator[Cluster]:
+    """A Slurm of three nodes of two CPUs, all on the loopback address."""
+    plain_cluster.set_partition("low", GraceTime=0)
+    yield plain_cluster
+    plain_cluster.cancel_all()
+
+
+@pytest.fixture
+def slurm_netns(netns_cluster: Cluster) -> Iterator[Cluster]:
+    """A Slurm of three nodes of two CPUs, each node with its own address, host name and processes."""
+    netns_cluster.set_partition("low", GraceTime=0)
+    yield netns_cluster
+    for name in netns_cluster.nodes:
+        if name not in netns_cluster.alive_nodes():
+            netns_cluster.start_node(name)
+    netns_cluster.cancel_all()
