@@ -91,3 +91,96 @@ class CannotWrite(YodaError):
     exit_code = CANNOT_WRITE
     what = "cannot write {path}: {detail}"
     todo = "make room or correct the permissions, then run the same command again; nothing that was acknowledged is lost"
+
+
+# --- storage, 73 and 75 -----------------------------------------------------------------------------------------------
+
+
+class StorageError(YodaError):
+    """Base of what a storage endpoint can answer; `retry` says whether the same request may succeed a little later."""
+
+    exit_code = RUN_AGAIN
+    what = "storage {endpoint}: {operation} {key}: {detail}"
+    todo = "the local copy is kept; run `yoda stageout TASK` once the storage is back"
+    retry: ClassVar[bool] = False
+
+
+class StorageTransient(StorageError):
+    """A storage endpoint is down, overloaded, too slow, or broke the connection; waiting helps."""
+
+    retry = True
+
+
+class StoragePermanent(StorageError):
+    """A storage endpoint refuses: credentials missing, expired or wrong, forbidden, no such bucket or folder."""
+
+    exit_code = CANNOT_WRITE
+    todo = "correct the credentials or the endpoint in the site file (`yoda doctor` tries it), then run `yoda stageout TASK`"
+
+
+class StorageFull(StorageError):
+    """A storage endpoint has no room left: disk, quota, bucket limit."""
+
+    exit_code = CANNOT_WRITE
+    todo = "make room or raise the quota, then run `yoda stageout TASK`; the local copy is kept"
+
+
+class StorageMissing(StorageError):
+    """An object that should be on a storage endpoint is not there."""
+
+    todo = "another copy is used if there is one; otherwise its events become pending and `yoda run` makes them again"
+
+
+class StorageCorrupt(StorageError):
+    """What a storage endpoint holds or sent is not what was written: wrong size or checksum."""
+
+    retry = True
+    todo = "another copy is used if there is one; otherwise its events become pending and `yoda run` makes them again"
+
+
+class StorageConflict(StorageError):
+    """Another object with different content already has this name on the endpoint; it is never overwritten."""
+
+    exit_code = CANNOT_WRITE
+    todo = "two tasks write the same names: give each its own prefix in the site file, or remove the foreign object"
+
+
+class SegmentDamaged(StorageError):
+    """A sealed local segment is gone or no longer has the checksum it was sealed with, so it must not be uploaded."""
+
+    todo = "run `yoda verify TASK`: readable images are kept, the others become pending and `yoda run` makes them again"
+
+
+class StagerGone(YodaError):
+    """The stage-out process of a Droid died or answered nonsense; processing goes on without it."""
+
+    exit_code = RUN_AGAIN
+    what = "the stage-out process ended: {detail}"
+    todo = "nothing is lost: the segments are in the task directory; run `yoda stageout TASK` afterwards"
+
+
+# --- the batch system -------------------------------------------------------------------------------------------------
+
+
+class SlurmMissing(YodaError):
+    """A Slurm command is not there."""
+
+    exit_code = BAD_CONFIG
+    what = "Slurm's command {command} was not found"
+    todo = "run this on a login node of the site, or load its Slurm module; without Slurm use yoda run"
+
+
+class SlurmSilent(YodaError):
+    """A Slurm command failed although what we asked was in order, or did not answer."""
+
+    exit_code = RUN_AGAIN
+    what = "{command}: {detail}"
+    todo = "see whether squeue answers, then run the same command again"
+
+
+class SlurmRefused(YodaError):
+    """Slurm does not accept the job as described."""
+
+    exit_code = BAD_CONFIG
+    what = "Slurm does not accept the job: {detail}"
+    todo = "correct the slurm: keys of the site file ({keys}); sinfo and sacctmgr show assoc say what you may ask for"
