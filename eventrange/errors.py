@@ -82,6 +82,53 @@ class InputChanged(YodaError):
     todo = "restore the file, or start a new task in another directory"
 
 
+# --- fields and images, 65 --------------------------------------------------------------------------------------------
+
+
+class FieldRefused(YodaError):
+    """A field cannot be stored: reserved or impossible name, a dtype HDF5 has no word for, or no dict at all."""
+
+    exit_code = BAD_DATA
+    what = "event {event}: field {field!r}: {detail}"
+    todo = "{hint}"
+
+
+class FieldsChanged(YodaError):
+    """The payload gave an event other fields, dtypes or shapes than the events before it."""
+
+    exit_code = BAD_DATA
+    what = "event {event}: field {field!r} is {found}, but should be {expected} as in the other events of the task"
+    todo = "make the payload return the same fields, dtypes and numbers of axes for every event; only the first axis may vary"
+
+
+class ImageTooBig(YodaError):
+    """The image of one range is larger than a record can describe (4 GiB)."""
+
+    exit_code = BAD_DATA
+    what = "the image of events {start} to {stop} has {size} bytes, more than 4 GiB"
+    todo = "set ranges.events in the job file to a smaller number"
+
+
+class ImageDamaged(YodaError):
+    """The image of a range cannot be read back as it was written: truncated, overwritten, wrong checksum, I/O error."""
+
+    exit_code = RUN_AGAIN
+    what = "image in {path} at byte {offset}: {detail}"
+    todo = "its events become pending again; run the same command again"
+
+
+class ImageMissing(ImageDamaged):
+    """The segment that should hold an image is not there."""
+
+
+class MergeIncomplete(YodaError):
+    """Some events have no readable image, so the merged file would not hold every event exactly once."""
+
+    exit_code = RUN_AGAIN
+    what = "cannot merge: {missing} of {events} events have no readable image: {ranges}"
+    todo = "run the same command again to process them"
+
+
 # --- output, 73 -------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,277 @@
+"""Fields of events <-> one HDF5 file in memory.
+
+An image holds the dataset `event` (int64 positions) and, per field, either one dataset (n, *shape) or, where the first axis
+varies from event to event, `<field>` (rows of all events one after another) and `<field>_count` (n,).
+
+Most of what HDF5 costs is making metadata, and ranges of equal shape have equal metadata. So HDF5 makes an empty file with
+every dataset allocated, that file is kept as a template, and filling it is copying bytes to known offsets. Behind the end of
+the HDF5 file (HDF5 ignores what is there) follows a small index of the same offsets, so that reading needs no HDF5 either.
+Strings are the exception: HDF5 keeps them in heaps of its own, so those datasets go through HDF5 both ways.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5a, h5d, h5f, h5p, h5s, h5t
+from numpy.typing import NDArray
+
+from eventrange.errors import ImageDamaged, ImageTooBig
+from eventrange.fields import Column, Image, check_columns, describe, gather, schema_of
+
+__all__ = ["Column", "Image", "build", "build_columns", "read", "schema"]
+
+_TAIL = struct.Struct("<I8s")
+_MAGIC = b"YodaIdx1"
+_LARGEST = 2**32 - 1
+_CACHED_TEMPLATES, _LARGEST_TEMPLATE = 64, 256 * 1024
+
+#: name, dtype, shape of every dataset of an image, in the order they are made
+Plan = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+
+
+def schema(event: Mapping[str, Any]) -> str:
+    """Canonical JSON of what the fields of `event` are: `{field: [dtype, number of axes, [all axes but the first]]}`."""
+    return gather(np.zeros(1, np.int64), [event])[1]
+
+
+def build(
+    start: int,
+    positions: Sequence[int] | NDArray[np.int64] | None,
+    events: Sequence[Mapping[str, Any]],
+    attributes: Mapping[str, Any] | None = None,
+    expected: str | None = None,
+) -> bytes:
+    """The image of `events`, one mapping field -> scalar, string or array of any shape each.
+
+    `positions` (n,) are their places on the axis; None means start, start+1, ... `expected` is a schema the events must have.
+    Equal arguments give equal bytes. Raises FieldRefused, FieldsChanged, ImageTooBig; ValueError for no events.
+    """
+    if not events:
+        raise ValueError("an image needs at least one event")
+    where = np.arange(start, start + len(events)) if positions is None else np.asarray(positions, np.int64)
+    if where.shape != (len(events),):
+        raise ValueError(f"{len(events)} events but positions of shape {where.shape}")
+    columns, _ = gather(where, events, expected)
+    return _assemble(where, columns, attributes or {})
+
+
+def build_columns(
+    positions: NDArray[np.int64],
+    columns: Mapping[str, Column],
+    attributes: Mapping[str, Any] | None = None,
+    expected: str | None = None,
+) -> bytes:
+    """The image of fields that are columns already: values (n, *shape), or rows of all events with counts (n,).
+
+    Arrays and counts of a `process_range` payload or of `Image.fields`. A column whose counts are all equal is stored as fixed.
+    """
+    where = np.asarray(positions, np.int64)
+    return _assemble(where, check_columns(where, columns, expected), attributes or {})
+
+
+def read(data: bytes | bytearray | memoryview) -> Image:
+    """The positions and fields in an image; arrays are read-only views of `data` where that is possible.
+
+    Raises ImageDamaged when `data` is no image; damage inside values is the business of the checksum in the record.
+    """
+    view = memoryview(data).cast("B")
+    try:
+        found = _index(view)
+        arrays: dict[str, NDArray[Any]] = {}
+        through_hdf5: list[str] = []
+        for name, dtype, shape, offset, count in found:
+            if offset < 0:
+                through_hdf5.append(name)
+            else:
+                arrays[name] = np.frombuffer(view, dtype, count, offset).reshape(shape)
+        if through_hdf5:
+            with h5py.File(io.BytesIO(view), "r") as file:
+                arrays.update({name: file[name][()] for name in through_hdf5})
+        positions = arrays.pop("event")
+        names = [name for name, *_ in found if name in arrays and not name.endswith("_count")]
+        fields = {name: Column(arrays[name], arrays.get(f"{name}_count")) for name in names}
+        if any(_events(column) != len(positions) for column in fields.values()):
+            raise ValueError("fields of unequal length")
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, struct.error) as error:
+        raise ImageDamaged(path="memory", offset=0, detail=f"not an image ({error})") from error
+    return Image(positions, fields)
+
+
+def schema_of_image(image: Image) -> str:
+    """The schema of the events in an image; what `schema` gives for each of them."""
+    return schema_of(image.fields)
+
+
+def _events(column: Column) -> int:
+    if column.counts is None:
+        return len(column.values)
+    if int(column.counts.sum()) != len(column.values):
+        raise ValueError("counts do not add up")
+    return len(column.counts)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _assemble(positions: NDArray[np.int64], columns: Mapping[str, Column], attributes: Mapping[str, Any]) -> bytes:
+    arrays: list[NDArray[Any]] = [positions]
+    plan: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = [("event", positions.dtype, positions.shape)]
+    size = positions.nbytes
+    for name, (values, counts) in columns.items():
+        arrays.append(values)
+        plan.append((name, values.dtype, values.shape))
+        size += values.nbytes
+        if counts is not None:
+            arrays.append(counts)
+            plan.append((f"{name}_count", counts.dtype, counts.shape))
+    if size > _LARGEST - 2**20:
+        raise ImageTooBig(start=int(positions[0]), stop=int(positions[-1]) + 1, size=size)
+    template, offsets = _template(tuple(plan), attributes, arrays)
+    out = bytearray(template)
+    for offset, array in zip(offsets, arrays, strict=True):
+        if offset >= 0:
+            # a view of uint8 and not .data: memoryview refuses complex, float16 and structures
+            out[offset : offset + array.nbytes] = _bytes(array)
+    return bytes(out)
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+_templates: OrderedDict[Any, tuple[bytes, tuple[int, ...]]] = OrderedDict()
+
+
+def _template(
+    plan: Plan, attributes: Mapping[str, Any], arrays: Sequence[NDArray[Any]]
+) -> tuple[bytes, tuple[int, ...]]:
+    """An image with all but the values, and where the values of each dataset go; -1: already in it, or none."""
+    if any(dtype.kind == "O" for _, dtype, _ in plan):
+        return _make(plan, attributes, arrays)
+    key = (plan, tuple((name, type(value), value) for name, value in attributes.items()))
+    try:
+        made = _templates.get(key)
+    except TypeError:  # an attribute that is an array
+        return _make(plan, attributes, arrays)
+    if made is None:
+        made = _templates[key] = _make(plan, attributes, arrays)
+        if len(made[0]) > _LARGEST_TEMPLATE:
+            del _templates[key]
+        elif len(_templates) > _CACHED_TEMPLATES:
+            _templates.popitem(last=False)
+    else:
+        _templates.move_to_end(key)
+    return made
+
+
+def _make(plan: Plan, attributes: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> tuple[bytes, tuple[int, ...]]:
+    creation, access, dataset = _properties()
+    file = h5f.create(b"image", h5f.ACC_TRUNC, creation, access)
+    try:
+        offsets = []
+        index = []
+        for (name, dtype, shape), array in zip(plan, arrays, strict=True):
+            made = h5d.create(file, name.encode(), _type(dtype), h5s.create_simple(shape), dataset)
+            offset = -1
+            if dtype.kind == "O":
+                made.write(h5s.ALL, h5s.ALL, array.astype(h5py.string_dtype()))
+            elif array.size:
+                offset = made.get_offset()
+            offsets.append(offset)
+            index.append([name, describe(dtype), shape, offset])
+        for name, value in attributes.items():
+            _attribute(file, name, value)
+        h5f.flush(file)
+        body = file.get_file_image()
+    finally:
+        file.close()
+    text = json.dumps(index, separators=(",", ":")).encode()
+    return b"".join((body, text, _TAIL.pack(len(text), _MAGIC))), tuple(offsets)
+
+
+def _attribute(file: Any, name: str, value: Any) -> None:
+    if isinstance(value, str):
+        value = np.array(value.encode() or b"\0")
+    array = np.asarray(value)
+    made = h5a.create(
+        file, name.encode(), _type(array.dtype), h5s.create_simple(array.shape) if array.ndim else _scalar()
+    )
+    made.write(array)
+
+
+@lru_cache(maxsize=1)
+def _scalar() -> Any:
+    return h5s.create(h5s.SCALAR)
+
+
+@lru_cache(maxsize=1)
+def _properties() -> tuple[Any, Any, Any]:
+    """Property lists: nothing that depends on the clock, blocks as small as the image, every dataset in one piece at once."""
+    creation = h5p.create(h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_fapl_core(4096, False)
+    access.set_libver_bounds(h5f.LIBVER_V18, h5f.LIBVER_V110)
+    dataset = h5p.create(h5p.DATASET_CREATE)
+    dataset.set_layout(h5d.CONTIGUOUS)
+    dataset.set_fill_time(h5d.FILL_TIME_NEVER)
+    dataset.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    dataset.set_obj_track_times(False)
+    return creation, access, dataset
+
+
+@lru_cache(maxsize=256)
+def _type(dtype: np.dtype[Any]) -> Any:
+    return h5t.py_create(h5py.string_dtype() if dtype.kind == "O" else dtype, logical=True)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _index(view: memoryview) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, int], ...]:
+    length, magic = _TAIL.unpack_from(view, len(view) - _TAIL.size)
+    if magic != _MAGIC or length > len(view) - _TAIL.size:
+        raise ValueError("no index at the end")
+    end = len(view) - _TAIL.size
+    return _parse(bytes(view[end - length : end]))
+
+
+@lru_cache(maxsize=256)
+def _parse(text: bytes) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, int], ...]:
+    out = []
+    for name, dtype, shape, offset in json.loads(text):
+        count = 1
+        for extent in shape:
+            count *= extent
+        here = undescribe(dtype)
+        if not count and here.kind != "O":
+            offset = 0
+        out.append((name, here, tuple(shape), offset, count))
+    return tuple(out)
+
+
+@lru_cache(maxsize=256)
+def _dtype(text: str) -> np.dtype[Any]:
+    return np.dtype(object) if text == "str" else np.dtype(text)
+
+
+def undescribe(found: Any) -> np.dtype[Any]:
+    """The dtype that `describe` was given."""
+    if isinstance(found, str):
+        return _dtype(found)
+    return np.dtype([_member(entry) for entry in found])
+
+
+def _member(entry: Sequence[Any]) -> tuple[Any, ...]:
+    name, kind, *shape = entry
+    inner = kind if isinstance(kind, str) else undescribe(kind)
+    return (name, inner, tuple(shape[0])) if shape else (name, inner)
