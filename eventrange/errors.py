@@ -137,7 +137,9 @@ class CannotWrite(YodaError):
 
     exit_code = CANNOT_WRITE
     what = "cannot write {path}: {detail}"
-    todo = "make room or correct the permissions, then run the same command again; nothing that was acknowledged is lost"
+    todo = (
+        "make room or correct the permissions, then run the same command again; nothing that was acknowledged is lost"
+    )
 
 
 # --- storage, 73 and 75 -----------------------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ class StoragePermanent(StorageError):
     """A storage endpoint refuses: credentials missing, expired or wrong, forbidden, no such bucket or folder."""
 
     exit_code = CANNOT_WRITE
-    todo = "correct the credentials or the endpoint in the site file (`yoda doctor` tries it), then run `yoda stageout TASK`"
+    todo = "correct the credentials or the endpoint in the site file (see `yoda doctor`), then run `yoda stageout TASK`"
 
 
 class StorageFull(StorageError):

@@ -1,0 +1,399 @@
+"""`s3://` endpoints: Amazon's and everybody else's, told apart only by what they answer.
+
+Small objects go in one request, large ones in parts. Every body carries its Content-MD5, which the server checks, and
+the ETag it answers is compared with it; when that does not fit (encrypted buckets have other ETags), the object is
+read back. Our own checksums travel as object metadata. `If-None-Match` keeps other writers from being overwritten;
+servers that ignore or refuse it are asked with HEAD first, which leaves a moment in which both could write.
+An interrupted upload in parts is invisible, costs room, and is aborted when its key is uploaded again or by `clean`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, MutableSequence, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import Any
+from urllib.parse import urlsplit
+
+from stageout.endpoint import (
+    CHUNK,
+    Conflict,
+    Corrupt,
+    Missing,
+    Permanent,
+    Stat,
+    StorageError,
+    Summer,
+    Throttle,
+    Tools,
+    Transient,
+    check_key,
+    compare_source,
+    read_source,
+)
+from stageout.s3client import S3Client
+from stageout.site import EndpointSite
+
+SHA256, ADLER32 = "yoda-sha256", "yoda-adler32"  # metadata keys; some servers change their case
+MAX_PARTS = 9_000  # S3 allows 10,000
+SLOW_AFTER = 10.0  # seconds of reading before the minimum rate counts
+
+
+class S3Endpoint:
+    """Objects in one bucket below one prefix; see `stageout.endpoint.Endpoint` for the verbs."""
+
+    def __init__(self, site: EndpointSite, tools: Tools) -> None:
+        self.name, self.site, self._tools = site.name, site, tools
+        parts = urlsplit(site.url)
+        self.bucket, self.prefix = parts.netloc, parts.path.strip("/")
+        self._client = S3Client(site, tools, site.concurrency + 4)
+        self._throttle = Throttle(site.bandwidth, tools)
+        self._pool = ThreadPoolExecutor(site.concurrency, f"s3-{site.name}")
+        self._slots = threading.Semaphore(site.concurrency + 1)  # parts in memory, of all objects together
+        self._conditional = site.conditional
+        self._etag_is_md5 = True  # until one was read back and found good
+
+    def __repr__(self) -> str:
+        return f"S3Endpoint({self.name!r}, {self.site.url!r})"
+
+    def put(self, source: str | bytes, key: str, *, size: int, adler32: int, sha256: str) -> Stat:
+        """See `Endpoint.put`."""
+        wanted = Stat(check_key(key), size, adler32, sha256)
+        part = max(self.site.part_bytes, -(-size // MAX_PARTS))
+        if self._is_there(key):
+            return self._taken(source, wanted, part)
+        try:
+            if size <= part:
+                sure = self._put_whole(source, wanted)
+            else:
+                sure = self._put_parts(source, wanted, part)
+        except (Conflict, Missing):
+            # Taken by someone else meanwhile, or by ourselves in a request whose answer was lost on the way.
+            if self._is_there(key):
+                return self._taken(source, wanted, part)
+            raise self._error(Transient, "put", key, "the upload was aborted by someone else") from None
+        if not sure:
+            self._read_back(wanted)
+        return wanted
+
+    def get(self, key: str, path: str) -> Stat:
+        """See `Endpoint.get`."""
+        stored, summer, temporary = self.head(key), Summer(), f"{path}.yoda-part.{os.getpid()}-{threading.get_ident()}"
+        try:
+            with open(temporary, "wb") as file:
+                for data in self._read("get", key, 0, None):
+                    summer.update(data)
+                    file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            self._compare("get", summer.stat(key), stored)
+            os.rename(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        return summer.stat(key)
+
+    def get_range(self, key: str, offset: int, size: int) -> bytes:
+        """See `Endpoint.get_range`."""
+        return b"".join(self._read("get_range", key, offset, size)) if size else b""
+
+    def head(self, key: str) -> Stat:
+        """See `Endpoint.head`."""
+        return self._stat(key, self._call("head", key, "head_object"))
+
+    def digest(self, key: str) -> Stat:
+        """See `Endpoint.digest`."""
+        summer = Summer()
+        for data in self._read("digest", key, 0, None):
+            summer.update(data)
+        return summer.stat(key)
+
+    def delete(self, key: str) -> None:
+        """See `Endpoint.delete`."""
+        with contextlib.suppress(Missing):
+            self._call("delete", key, "delete_object")
+
+    def list(self, prefix: str) -> Iterator[Stat]:
+        """See `Endpoint.list`; checksums are not known."""
+        more: dict[str, Any] = {}
+        while True:
+            values = {"Bucket": self.bucket, "Prefix": self._full(prefix), **more}
+            page = self._client.call("list", prefix, "list_objects_v2", **values)
+            for item in page.get("Contents", ()):
+                yield Stat(self._short(item["Key"]), int(item["Size"]))
+            if not page.get("IsTruncated") or not page.get("NextContinuationToken"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def url(self, key: str) -> str:
+        """See `Endpoint.url`."""
+        return f"s3://{self.bucket}/{self._full(key)}"
+
+    def clean(self, prefix: str, older_than: float = 0.0) -> int:
+        """See `Endpoint.clean`. A bucket that forbids listing uploads is left to its own lifecycle rule."""
+        return self._abort_uploads(prefix, older_than, exact=False)
+
+    def close(self) -> None:
+        """See `Endpoint.close`."""
+        self._client.closed.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            self.head(key)
+        except Missing:
+            return False
+        except Permanent as error:
+            # Amazon answers 403 for a missing object to those who may not list; then the conditional write must tell.
+            if error.values.get("code") not in ("403", "AccessDenied") or not self._conditional:
+                raise
+            return False
+        return True
+
+    def _put_whole(self, source: str | bytes, wanted: Stat) -> bool:
+        """One request. True when the server's ETag proves that it has these bytes."""
+        body = b"".join(read_source(source, self.name, wanted.key, CHUNK))
+        self._check(wanted, [body])
+        self._throttle.take(len(body))
+        md5 = hashlib.md5(body, usedforsecurity=False).digest()
+        reply = self._unless_taken(
+            "put", wanted.key, "put_object", Body=body, ContentMD5=_text(md5), Metadata=_meta(wanted)
+        )
+        return self._etag_fits(reply, md5.hex())
+
+    def _put_parts(self, source: str | bytes, wanted: Stat, part: int) -> bool:
+        """An upload in parts, aborted on any failure. True when the server's ETags prove that it has these bytes."""
+        key = wanted.key
+        # Whoever is given a segment is its only uploader: what is unfinished under this key is from before a kill.
+        self._abort_uploads(key, 0.0, exact=True)
+        upload = self._call("put", key, "create_multipart_upload", Metadata=_meta(wanted))["UploadId"]
+        try:
+            etags, md5s = self._send_parts(source, wanted, part, upload)
+            parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+            reply = self._unless_taken(
+                "put", key, "complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts}
+            )
+        except BaseException:
+            with contextlib.suppress(StorageError):
+                self._call("abort", key, "abort_multipart_upload", attempts=1, UploadId=upload)
+            raise
+        stored = self.head(key)
+        if stored.size != wanted.size or stored.sha256 not in (None, wanted.sha256):
+            self._throw_away(wanted, f"uploaded {wanted.size} bytes, the server has {stored.size}")
+        if not all(self._etag_fits({"ETag": etag}, md5.hex()) for etag, md5 in zip(etags, md5s, strict=True)):
+            return False
+        etag = str(reply.get("ETag", "")).strip('"')
+        return not etag.endswith(f"-{len(md5s)}") or self._etag_fits(reply, _joined(md5s))
+
+    def _send_parts(
+        self, source: str | bytes, wanted: Stat, part: int, upload: str
+    ) -> tuple[Sequence[str], Sequence[bytes]]:
+        summer, md5s = Summer(), []
+        pending: MutableSequence[Future[str]] = []
+        failed = threading.Event()
+
+        def send(number: int, body: bytes, md5: bytes) -> str:
+            try:
+                values: dict[str, Any] = {"UploadId": upload, "PartNumber": number, "Body": body}
+                return str(self._call("put", wanted.key, "upload_part", ContentMD5=_text(md5), **values)["ETag"])
+            except BaseException:
+                failed.set()
+                raise
+            finally:
+                self._slots.release()
+
+        try:
+            for number, body in enumerate(read_source(source, self.name, wanted.key, part), 1):
+                self._throttle.take(len(body))
+                self._slots.acquire()
+                if failed.is_set() or self._client.closed.is_set():
+                    self._slots.release()
+                    break
+                summer.update(body)
+                md5s.append(hashlib.md5(body, usedforsecurity=False).digest())
+                try:
+                    pending.append(self._pool.submit(send, number, body, md5s[-1]))
+                except RuntimeError:  # the pool was closed
+                    self._slots.release()
+                    raise self._error(Transient, "put", wanted.key, "stopped") from None
+        finally:
+            wait(pending, return_when=FIRST_EXCEPTION)
+            for future in pending:
+                if future.cancel():
+                    self._slots.release()
+            wait(pending)
+        etags = [future.result() for future in pending if not future.cancelled()]
+        if self._client.closed.is_set():
+            raise self._error(Transient, "put", wanted.key, "stopped")
+        compare_source(summer.stat(wanted.key), wanted, self.name)
+        return etags, md5s
+
+    def _unless_taken(self, operation: str, key: str, method: str, **values: Any) -> dict[str, Any]:
+        """A write that the server refuses when the key is taken, where it can."""
+        if self._conditional:
+            try:
+                return self._call(operation, key, method, IfNoneMatch="*", **values)
+            except Permanent as error:
+                if error.values.get("code") not in ("NotImplemented", "InvalidArgument"):
+                    raise
+                self._conditional = False
+        return self._call(operation, key, method, **values)
+
+    def _abort_uploads(self, prefix: str, older_than: float, exact: bool) -> int:
+        count, more = 0, dict[str, Any]()
+        try:
+            while True:
+                values = {"Bucket": self.bucket, "Prefix": self._full(prefix), **more}
+                page = self._client.call("clean", prefix, "list_multipart_uploads", **values)
+                for item in page.get("Uploads", ()):
+                    old = self._tools.wall() - item["Initiated"].timestamp() >= older_than if older_than else True
+                    if old and (not exact or item["Key"] == self._full(prefix)):
+                        with contextlib.suppress(Missing):
+                            where = {"Bucket": self.bucket, "Key": item["Key"], "UploadId": item["UploadId"]}
+                            self._client.call("clean", item["Key"], "abort_multipart_upload", **where)
+                            count += 1
+                if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
+                    return count
+                more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
+        except (Permanent, Missing):
+            return count
+
+    # --- comparing ----------------------------------------------------------------------------------------------------
+
+    def _taken(self, source: str | bytes, wanted: Stat, part: int) -> Stat:
+        """Success if the object that has this key is the wanted one: proved by ETag, or by reading it."""
+        reply = self._call("head", wanted.key, "head_object")
+        found = self._stat(wanted.key, reply)
+        if found.size != wanted.size or found.sha256 not in (None, wanted.sha256):
+            raise self._error(Conflict, "put", wanted.key, f"another object of {found.size} bytes has this name")
+        md5s, summer = [], Summer()
+        for body in read_source(source, self.name, wanted.key, part):
+            summer.update(body)
+            md5s.append(hashlib.md5(body, usedforsecurity=False).digest())
+        compare_source(summer.stat(wanted.key), wanted, self.name)
+        etag = str(reply.get("ETag", "")).strip('"')
+        if etag == (_joined(md5s) if len(md5s) > 1 else md5s[0].hex() if md5s else None):
+            return wanted
+        if self.digest(wanted.key) != wanted:
+            if found.sha256 is None:
+                raise self._error(Conflict, "put", wanted.key, "another object of the same size has this name")
+            self._throw_away(wanted, "an earlier upload of ours is damaged there")
+        return wanted
+
+    def _read_back(self, wanted: Stat) -> None:
+        """The ETag was not the checksum of what was sent: only the bytes can tell."""
+        if self.digest(wanted.key) != wanted:
+            self._throw_away(wanted, "uploaded, but the server gives back other bytes")
+        self._etag_is_md5 = False
+
+    def _throw_away(self, wanted: Stat, detail: str) -> None:
+        """Remove a damaged object that carries our checksums, lest anyone believe them; then Corrupt."""
+        with contextlib.suppress(StorageError):
+            self.delete(wanted.key)
+        raise self._error(Corrupt, "put", wanted.key, detail)
+
+    def _etag_fits(self, reply: dict[str, Any], md5: str) -> bool:
+        return not self._etag_is_md5 or str(reply.get("ETag", "")).strip('"').lower() == md5
+
+    def _check(self, wanted: Stat, bodies: Sequence[bytes]) -> None:
+        summer = Summer()
+        for body in bodies:
+            summer.update(body)
+        compare_source(summer.stat(wanted.key), wanted, self.name)
+
+    def _compare(self, operation: str, found: Stat, stored: Stat) -> None:
+        if found.size != stored.size or stored.sha256 not in (None, found.sha256):
+            raise self._error(Corrupt, operation, found.key, f"got {found.size} bytes with sha256 {found.sha256}")
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def _read(self, operation: str, key: str, offset: int, size: int | None) -> Iterator[bytes]:
+        """The bytes from `offset`, `size` of them or all; goes on where a broken connection stopped."""
+        done, failures, etag = 0, 0, None
+        while size is None or done < size:
+            last = "" if size is None else str(offset + size - 1)
+            span: dict[str, Any] = (
+                {} if offset + done == 0 and size is None else {"Range": f"bytes={offset + done}-{last}"}
+            )
+            reply = self._call(operation, key, "get_object", **span)
+            if etag not in (None, reply.get("ETag")):
+                raise self._error(Corrupt, operation, key, "the object changed while it was read")
+            etag, expected = reply.get("ETag"), int(reply["ContentLength"])
+            if size is None:
+                size = done + expected  # of the first reply: the whole
+            try:
+                for data in self._body(operation, key, reply["Body"], min(expected, size - done)):
+                    done, failures = done + len(data), 0
+                    yield data
+                if done < size and expected < size - done:
+                    raise self._error(Corrupt, operation, key, f"ends {size - done} bytes before {offset}+{size}")
+            except Transient as error:
+                failures += 1
+                if failures >= self.site.attempts:
+                    raise
+                self._client.pause(failures - 1, error)
+
+    def _body(self, operation: str, key: str, body: Any, size: int) -> Iterator[bytes]:
+        """A reply's body in pieces; Transient when it ends early or drips slower than the site's minimum rate."""
+        raw = getattr(body, "_raw_stream", body)
+        read = getattr(raw, "read1", None) or raw.read  # read1 returns what is there, so that a drip can be noticed
+        done, spent = 0, 0.0
+        try:
+            while done < size:
+                if self._client.closed.is_set():
+                    raise self._error(Transient, operation, key, "stopped")
+                self._throttle.take(min(CHUNK, size - done))
+                start = self._tools.clock()
+                with self._client.errors(operation, key):
+                    data = read(min(CHUNK, size - done))
+                spent += self._tools.clock() - start
+                if not data:
+                    raise self._error(Transient, operation, key, f"the reply broke off after {done} of {size} bytes")
+                done += len(data)
+                if spent > SLOW_AFTER and done < self.site.min_rate * spent:
+                    raise self._error(Transient, operation, key, f"too slow: {done} bytes in {spent:.0f} s")
+                yield data
+        finally:
+            body.close()
+
+    # --- small things -------------------------------------------------------------------------------------------------
+
+    def _call(
+        self, operation: str, key: str, method: str, attempts: int | None = None, **values: Any
+    ) -> dict[str, Any]:
+        return self._client.call(
+            operation, key, method, attempts=attempts, Bucket=self.bucket, Key=self._full(check_key(key)), **values
+        )
+
+    def _full(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _short(self, key: str) -> str:
+        return key[len(self.prefix) + 1 :] if self.prefix else key
+
+    def _stat(self, key: str, reply: dict[str, Any]) -> Stat:
+        meta = {name.lower(): value for name, value in reply.get("Metadata", {}).items()}
+        adler = meta.get(ADLER32)
+        return Stat(key, int(reply["ContentLength"]), int(adler, 16) if adler else None, meta.get(SHA256))
+
+    def _error(self, kind: type[StorageError], operation: str, key: str, detail: str) -> StorageError:
+        return self._client.error(kind, operation, key, detail)
+
+
+def _meta(wanted: Stat) -> dict[str, str]:
+    return {SHA256: wanted.sha256 or "", ADLER32: f"{wanted.adler32 or 0:08x}"}
+
+
+def _text(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
+
+
+def _joined(md5s: list[bytes]) -> str:
+    """The ETag of an object uploaded in parts, as Amazon and Swift form it."""
+    return f"{hashlib.md5(b''.join(md5s), usedforsecurity=False).hexdigest()}-{len(md5s)}"
