@@ -1,4 +1,4 @@
-"""The axis: all events of a task numbered 0..E-1 in the order of the input files, and the names people give to its parts.
+"""The axis: all events of a task numbered 0..E-1 in the order of the input files, and what people call its parts.
 
 Three ways to say where an event is, and no others:
 
