@@ -1,7 +1,7 @@
 """Fields of events, one mapping each -> columns, and the check that all events have the same ones.
 
-The loop over events runs in a worker for every range: types, shapes and dtypes are compared as sets, and only when a set has
-more than one member is the event looked for that does not fit.
+The loop over events runs in a worker for every range: types, shapes and dtypes are compared as sets, and only when a
+set has more than one member is the event looked for that does not fit.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ class Image(NamedTuple):
 
     def select(self, keep: NDArray[np.bool_] | slice) -> Image:
         """The events where `keep` (n,) is true, or those of a slice, as an image of its own."""
-        mask = keep
         if isinstance(keep, slice):
             mask = np.zeros(len(self.positions), np.bool_)
             mask[keep] = True
+        else:
+            mask = keep
         fields = {}
         for name, (values, counts) in self.fields.items():
             if counts is None:
@@ -64,7 +65,10 @@ for _code in "?bBhHiIlLqQefdFD":
 def gather(
     positions: NDArray[np.int64], events: Sequence[Mapping[str, Any]], expected: str | None = None
 ) -> tuple[dict[str, Column], str]:
-    """Columns of all fields, sorted by name, and their schema. Raises FieldRefused and FieldsChanged, naming the event."""
+    """Columns of all fields, sorted by name, and their schema.
+
+    Raises FieldRefused and FieldsChanged, naming the event.
+    """
     first = events[0]
     try:
         keys = first.keys()
@@ -214,7 +218,7 @@ def _strings(name: str, values: NDArray[Any], where: Any) -> NDArray[Any]:
 
 
 def canonical(name: str, dtype: np.dtype[Any], where: Any) -> np.dtype[Any]:
-    """The dtype a field is stored with: little-endian, structures without padding (its bytes are random), object for strings."""
+    """The dtype a field is stored with: little-endian, structures unpadded (padding is random), object for strings."""
     try:
         return _canonical(dtype)
     except ValueError as error:
@@ -228,7 +232,7 @@ def _canonical(dtype: np.dtype[Any]) -> np.dtype[Any]:
     if dtype.names:
         from numpy.lib.recfunctions import repack_fields  # late: it brings numpy.ma along
 
-        packed: np.dtype[Any] = repack_fields(dtype, recurse=True)  # type: ignore[arg-type, assignment]
+        packed: np.dtype[Any] = repack_fields(dtype, recurse=True)
         for member in packed.names or ():
             inner = packed[member].base
             if inner.char in "gG" or _canonical(inner).itemsize != inner.itemsize or _canonical(inner) == _STRING:
@@ -254,11 +258,11 @@ def _names(names: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+_STORABLE = "return numbers, strings, or numpy arrays of numbers, bools, fixed bytes, strings or structures of them"
+
+
 def _bad(where: Any, name: Any, detail: str, hint: str = "") -> FieldRefused:
-    hint = (
-        hint or "return numbers, strings, or numpy arrays of numbers, bools, fixed bytes, strings or structures of them"
-    )
-    return FieldRefused(event=int(where), field=name, detail=detail, hint=hint)
+    return FieldRefused(event=int(where), field=name, detail=detail, hint=hint or _STORABLE)
 
 
 def _refused(where: Any, error: ValueError) -> FieldRefused:
@@ -293,12 +297,9 @@ def _words(dtype: Any, shape: tuple[Any, ...]) -> str:
 
 
 def _changed(where: Any, name: str, found: tuple[Any, Any], expected: tuple[Any, Any]) -> FieldsChanged:
-    return FieldsChanged(
-        event=int(where),
-        field=name,
-        found=_words(*found),
-        expected=_words(expected[0], ("n", *expected[1][1:])[: len(expected[1])]),
-    )
+    dtype, shape = expected
+    should = _words(dtype, ("n", *shape[1:]) if shape else ())
+    return FieldsChanged(event=int(where), field=name, found=_words(*found), expected=should)
 
 
 def _unexpected(event: int, expected: str, found: str) -> FieldsChanged:

@@ -1,12 +1,12 @@
 """Fields of events <-> one HDF5 file in memory.
 
-An image holds the dataset `event` (int64 positions) and, per field, either one dataset (n, *shape) or, where the first axis
-varies from event to event, `<field>` (rows of all events one after another) and `<field>_count` (n,).
+An image holds the dataset `event` (int64 positions) and, per field, either one dataset (n, *shape) or, where the first
+axis varies from event to event, `<field>` (rows of all events one after another) and `<field>_count` (n,).
 
-Most of what HDF5 costs is making metadata, and ranges of equal shape have equal metadata. So HDF5 makes an empty file with
-every dataset allocated, that file is kept as a template, and filling it is copying bytes to known offsets. Behind the end of
-the HDF5 file (HDF5 ignores what is there) follows a small index of the same offsets, so that reading needs no HDF5 either.
-Strings are the exception: HDF5 keeps them in heaps of its own, so those datasets go through HDF5 both ways.
+Most of what HDF5 costs is making metadata, and ranges of equal shape have equal metadata. So HDF5 makes an empty file
+with every dataset allocated, that file is kept as a template, and filling it is copying bytes to known offsets. Behind
+the end of the HDF5 file (HDF5 ignores what is there) follows a small index of the same offsets, so that reading needs
+no HDF5 either. Strings are the exception: HDF5 keeps them in heaps of its own, so those go through HDF5 both ways.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Plan = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
 
 
 def schema(event: Mapping[str, Any]) -> str:
-    """Canonical JSON of what the fields of `event` are: `{field: [dtype, number of axes, [all axes but the first]]}`."""
+    """Canonical JSON of the fields of `event`: `{field: [dtype, number of axes, [all axes but the first]]}`."""
     return gather(np.zeros(1, np.int64), [event])[1]
 
 
@@ -52,7 +52,8 @@ def build(
 ) -> bytes:
     """The image of `events`, one mapping field -> scalar, string or array of any shape each.
 
-    `positions` (n,) are their places on the axis; None means start, start+1, ... `expected` is a schema the events must have.
+    `positions` (n,) are their places on the axis; None means start, start+1, ... `expected` is a schema the events
+    must have.
     Equal arguments give equal bytes. Raises FieldRefused, FieldsChanged, ImageTooBig; ValueError for no events.
     """
     if not events:
@@ -72,7 +73,7 @@ def build_columns(
 ) -> bytes:
     """The image of fields that are columns already: values (n, *shape), or rows of all events with counts (n,).
 
-    Arrays and counts of a `process_range` payload or of `Image.fields`. A column whose counts are all equal is stored as fixed.
+    For what a `process_range` payload returned, or `Image.fields`. A column whose counts are all equal becomes fixed.
     """
     where = np.asarray(positions, np.int64)
     return _assemble(where, check_columns(where, columns, expected), attributes or {})
@@ -215,7 +216,7 @@ def _scalar() -> Any:
 
 @lru_cache(maxsize=1)
 def _properties() -> tuple[Any, Any, Any]:
-    """Property lists: nothing that depends on the clock, blocks as small as the image, every dataset in one piece at once."""
+    """Property lists: nothing that depends on the clock, small blocks, every dataset in one piece from the start."""
     creation = h5p.create(h5p.FILE_CREATE)
     creation.set_obj_track_times(False)
     access = h5p.create(h5p.FILE_ACCESS)
