@@ -48,7 +48,7 @@ class PosixEndpoint:
     def __init__(self, site: EndpointSite, tools: Tools) -> None:
         self.name, self.site, self._tools = site.name, site, tools
         self.root = unquote(urlsplit(site.url).path).rstrip("/") or "/"
-        self._throttle = Throttle(site.bandwidth, tools)
+        self._throttle = Throttle(site.max_bandwidth, tools)
         self._token = f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{os.urandom(4).hex()}"
         self._closed = threading.Event()
         self._active: set[str] = set()

@@ -51,7 +51,7 @@ class S3Endpoint:
         parts = urlsplit(site.url)
         self.bucket, self.prefix = parts.netloc, parts.path.strip("/")
         self._client = S3Client(site, tools, site.concurrency + 4)
-        self._throttle = Throttle(site.bandwidth, tools)
+        self._throttle = Throttle(site.max_bandwidth, tools)
         self._pool = ThreadPoolExecutor(site.concurrency, f"s3-{site.name}")
         self._slots = threading.Semaphore(site.concurrency + 1)  # parts in memory, of all objects together
         self._conditional = site.conditional
@@ -63,7 +63,7 @@ class S3Endpoint:
     def put(self, source: str | bytes, key: str, *, size: int, adler32: int, sha256: str) -> Stat:
         """See `Endpoint.put`."""
         wanted = Stat(check_key(key), size, adler32, sha256)
-        part = max(self.site.part_bytes, -(-size // MAX_PARTS))
+        part = max(self.site.part_size, -(-size // MAX_PARTS))
         if self._is_there(key):
             return self._taken(source, wanted, part)
         try:
@@ -394,6 +394,6 @@ def _text(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
 
 
-def _joined(md5s: list[bytes]) -> str:
+def _joined(md5s: Sequence[bytes]) -> str:
     """The ETag of an object uploaded in parts, as Amazon and Swift form it."""
     return f"{hashlib.md5(b''.join(md5s), usedforsecurity=False).hexdigest()}-{len(md5s)}"
