@@ -63,6 +63,30 @@ class ExtraMissing(YodaError):
     todo = "pip install 'yoda-droid[{extra}]'"
 
 
+class TaskChanged(YodaError):
+    """The job is no longer the one that the task directory was made for: it would give other events."""
+
+    exit_code = BAD_CONFIG
+    what = "{path} was made by another version of this job:\n     {changes}"
+    todo = "restore these keys in {job}, or give the new job a directory of its own with --task"
+
+
+class NotATask(YodaError):
+    """The directory is not, and cannot become, the directory of this task."""
+
+    exit_code = BAD_CONFIG
+    what = "{path} is not the directory of this task: {detail}"
+    todo = "name the right directory with --task, or one that does not exist yet"
+
+
+class TaskDamaged(YodaError):
+    """task.yaml cannot be read as what yoda wrote, or is of a newer format."""
+
+    exit_code = BAD_CONFIG
+    what = "{path} is damaged: {detail}"
+    todo = "{hint}"
+
+
 # --- data, 65 ---------------------------------------------------------------------------------------------------------
 
 
@@ -127,6 +151,70 @@ class MergeIncomplete(YodaError):
     exit_code = RUN_AGAIN
     what = "cannot merge: {missing} of {events} events have no readable image: {ranges}"
     todo = "run the same command again to process them"
+
+
+# --- payloads, 78 and 65 ----------------------------------------------------------------------------------------------
+
+
+class PayloadError(YodaError):
+    """The payload named in the job file cannot be used; nothing has been processed."""
+
+    exit_code = BAD_CONFIG
+    what = "payload {payload}: {detail}"
+    todo = "{hint}"
+
+
+class PayloadImport(PayloadError):
+    """The payload's file or module is not there, or importing it raised."""
+
+    what = "payload {payload} cannot be imported: {detail}"
+
+
+class PayloadName(PayloadError):
+    """The payload's module has no class or function of that name."""
+
+
+class PayloadInterface(PayloadError):
+    """The payload's class or function does not have the methods or parameters that are called."""
+
+
+class PayloadOptions(PayloadError):
+    """The payload does not take the options of the job file, or one it needs is missing."""
+
+
+class PayloadStart(PayloadError):
+    """The payload raised before its first event: when it was made, in setup() or in start()."""
+
+    what = "payload {payload}: {step} raised {detail}"
+
+
+class PayloadReturned(YodaError):
+    """What process_range returned is not one entry per event for every field."""
+
+    exit_code = BAD_DATA
+    what = "payload {payload}: {detail}"
+    todo = "{hint}"
+
+
+class PayloadFailed(YodaError):
+    """A payload that is a program failed on a range: exit status, signal, or output that cannot be used.
+
+    `code` is the exit status, negative for a signal, 0 where the program ended well and its output is at fault; `text` says
+    what happened in one sentence, `stderr` is the end of what the program wrote.
+    """
+
+    exit_code = BAD_DATA
+    what = "{program}, events {events}: {text}{stderr_lines}"
+    todo = "{hint}"
+
+    def __init__(self, **values: Any) -> None:
+        stderr = values.setdefault("stderr", "")
+        values.setdefault("hint", "run the command by hand on that range")
+        values["stderr_lines"] = "".join(f"\n  | {line}" for line in stderr.splitlines()[-20:])
+        super().__init__(**values)
+        self.code: int = values.get("code", 0)
+        self.text: str = values["text"]
+        self.stderr: str = stderr
 
 
 # --- output, 73 -------------------------------------------------------------------------------------------------------

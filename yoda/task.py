@@ -1,0 +1,383 @@
+"""A task, frozen: what decides its events, written once into the task directory and compared ever after.
+
+`fingerprint` covers what decides the physics and nothing else: name, seed, input files (base name, size, events),
+format, reader options, number of events, and the payload's spec and options. Ranges, output, site and the place of the
+files may differ from run to run. So may the payload's own file: a repaired bug and another run are legitimate, and
+only worth a warning.
+
+task.yaml is made exclusively (a hard link to a finished file), so two allocations that start at once agree on one;
+later it is only ever replaced as a whole. It carries its own fingerprint, so that a flipped bit in it is seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from eventrange.durable import FILES, Files, explain, write_file
+from eventrange.errors import ConfigError, InputChanged, NotATask, TaskChanged, TaskDamaged
+from eventrange.taskdir import TaskDir
+from yoda.inputfiles import is_url
+from yoda.schema import Job
+from yoda.yamlfile import Literal, dump, inline, read_document
+
+VERSION = 1
+_HEAD = (
+    "# What yoda froze when it made this task, and the job as last run. Written by yoda: edit the job file instead.\n"
+)
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_ABSENT = object()
+
+
+class FrozenFile(msgspec.Struct, frozen=True):
+    """An input file: `events` counts those on the axis. Size in bytes and mtime are None for a URL."""
+
+    path: str
+    size: int | None
+    mtime_ns: int | None
+    events: int
+
+
+class FrozenInputs(msgspec.Struct, frozen=True):
+    format: str
+    events: int | None
+    options: dict[str, Any]
+    files: tuple[FrozenFile, ...]
+
+
+class FrozenPayload(msgspec.Struct, frozen=True):
+    """`sha256` of the payload's file, where it is one: for information, it decides nothing."""
+
+    python: str | None
+    command: tuple[str, ...] | None
+    options: dict[str, Any]
+    sha256: str | None
+
+
+class Frozen(msgspec.Struct, frozen=True):
+    """A task as its directory knows it. `warnings` are sentences for the log of this run and are not stored."""
+
+    task: str
+    seed: int
+    inputs: FrozenInputs
+    payload: FrozenPayload
+    job_file: str
+    job: dict[str, Any]  # the job as last run, as plain values
+    axis: dict[str, Any]  # Axis.to_dict()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """What the fingerprint covers, as plain values."""
+        inputs, payload = self.inputs, self.payload
+        return {
+            "task": self.task,
+            "seed": self.seed,
+            "inputs": {
+                "format": inputs.format,
+                "events": inputs.events,
+                "options": inputs.options,
+                "files": [[os.path.basename(file.path), file.size, file.events] for file in inputs.files],
+            },
+            "payload": {"python": payload.python, "command": payload.command, "options": payload.options},
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, in hex, over the canonical JSON of `deciding`."""
+        return hashlib.sha256(_canonical(["yoda-task", VERSION, self.deciding]).encode()).hexdigest()
+
+
+def open_task(
+    taskdir: TaskDir,
+    job: Job,
+    axis: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+    *,
+    files: Files = FILES,
+    link: Callable[[str, str], None] = os.link,
+) -> Frozen:
+    """Freeze `job` into `taskdir`, or find that it is the task that is there already. Creates the directory if need be.
+
+    `axis` is `Axis.to_dict()`, or a function that counts and returns it: then it is called only where the stored axis
+    cannot be used, so that resuming opens no input file. Keys that decide nothing are brought up to date in task.yaml.
+
+    Raises TaskChanged (another job, with the differences), InputChanged, NotATask, TaskDamaged (all exit 78),
+    CannotWrite (73).
+    """
+    present = read_task(taskdir)
+    if present is None:
+        fresh = _freeze(job, axis() if callable(axis) else axis)
+        _check_directory(taskdir)
+        try:
+            taskdir.make()
+        except OSError as error:
+            raise explain(error, error.filename or taskdir.root) from error
+        if _create(taskdir, _text(fresh), files, link):
+            return fresh
+        present = read_task(taskdir)  # somebody was faster
+        if present is None:
+            raise NotATask(path=taskdir.root, detail="its task.yaml vanished while it was being opened")
+    return _resume(taskdir, present, job, axis, files)
+
+
+def read_task(taskdir: TaskDir) -> Frozen | None:
+    """The task in `taskdir`; None where there is no task.yaml. TaskDamaged where it is not what yoda wrote."""
+    path = taskdir.task_file
+    if not os.path.lexists(path):
+        return None
+    try:
+        plain = read_document(path, "task").value
+        version = plain.get("version")
+        if isinstance(version, int) and version > VERSION:
+            hint = f"use the yoda that wrote it; this one reads versions up to {VERSION}"
+            raise TaskDamaged(path=path, detail=f"its format is version {version}", hint=hint)
+        axis = msgspec.json.decode(plain["axis"].encode())
+        frozen = msgspec.convert({**plain, "axis": axis, "warnings": []}, Frozen)
+        stored = plain["fingerprint"]
+    except ConfigError as error:
+        raise _damaged(path, f"{error.values['key']}: {error.values['detail']}") from None
+    except (KeyError, AttributeError, TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise _damaged(path, f"{error.__class__.__name__}: {error}") from None
+    if frozen.fingerprint != stored:
+        raise _damaged(path, "its keys do not give the fingerprint it carries")
+    return frozen
+
+
+def need_task(taskdir: TaskDir) -> Frozen:
+    """The task in `taskdir`, for commands that look at one. NotATask where there is none."""
+    frozen = read_task(taskdir)
+    if frozen is None:
+        detail = "it has no task.yaml" if os.path.isdir(taskdir.root) else "there is no such directory"
+        raise NotATask(path=taskdir.root, detail=detail)
+    return frozen
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> list[str]:
+    """One line `key: old -> new` for each difference between two trees of plain values."""
+    lines: list[str] = []
+    for name in [*old, *(name for name in new if name not in old)]:
+        dotted = f"{key}.{name}" if key else str(name)
+        before, after = old.get(name, _ABSENT), new.get(name, _ABSENT)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, dotted)
+        elif isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)) and (before or after):
+            lines += differences(_numbered(before), _numbered(after), dotted)
+        elif _canonical(before) != _canonical(after):
+            lines.append(f"{dotted}: {_shown(before)} -> {_shown(after)}")
+    return lines
+
+
+# --- a task that is there already -------------------------------------------------------------------------------------
+
+
+def _resume(
+    taskdir: TaskDir,
+    present: Frozen,
+    job: Job,
+    axis: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+    files: Files,
+) -> Frozen:
+    known = {file.path: file for file in present.inputs.files}
+    events = [file.events for file in present.inputs.files]
+    now = _freeze(job, present.axis, events)  # as if every file still held as many events as then
+    for file in now.inputs.files:
+        _check_unchanged(known.get(file.path), file)
+    _check_same(taskdir, present, now)
+    if [file.path for file in now.inputs.files] != [file.path for file in present.inputs.files]:
+        now = _freeze(job, axis() if callable(axis) else axis)  # the files have moved: their events are counted again
+        _check_same(taskdir, present, now)
+    if _text(now) != _text(present):
+        _replace(taskdir, _text(now), files)
+    elif not os.access(taskdir.root, os.W_OK):
+        raise explain(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), taskdir.root)
+    before, after = present.payload.sha256, now.payload.sha256
+    if before == after:
+        return now
+    warning = (
+        f"{job.payload_file} has changed since this task was last run "
+        f"(sha256 {before or 'none':.12} -> {after or 'none':.12}): events that are done keep the results of the old one"
+    )
+    return msgspec.structs.replace(now, warnings=(warning,))
+
+
+def _check_same(taskdir: TaskDir, old: Frozen, new: Frozen) -> None:
+    if old.fingerprint == new.fingerprint:
+        return
+    if old.task != new.task:
+        detail = f"it belongs to the task {old.task!r}, and the job is {new.task!r}"
+        raise NotATask(path=taskdir.root, detail=detail)
+    lines = differences(_readable(old), _readable(new))
+    raise TaskChanged(path=taskdir.root, task=old.task, changes="\n     ".join(lines), job=new.job_file)
+
+
+def _check_unchanged(old: FrozenFile | None, new: FrozenFile) -> None:
+    if old is None or (old.size, old.mtime_ns) == (new.size, new.mtime_ns):
+        return
+    if old.size != new.size:
+        raise InputChanged(path=new.path, detail=f"it had {old.size} bytes and has {new.size}")
+    then, now = old.mtime_ns or 0, new.mtime_ns or 0
+    detail = f"it was written at {_date(now)}, and was last written at {_date(then)} before"
+    stamp = f"{then // 10**9}.{then % 10**9:09d}"
+    raise InputChanged(path=new.path, detail=f"{detail} (if only its date changed: touch -d @{stamp} {new.path})")
+
+
+def _readable(frozen: Frozen) -> dict[str, Any]:
+    plain = frozen.deciding
+    plain["inputs"]["files"] = [f"{name} ({size} bytes, {n} events)" for name, size, n in plain["inputs"]["files"]]
+    return plain
+
+
+# --- a new one --------------------------------------------------------------------------------------------------------
+
+
+def _freeze(job: Job, axis: Mapping[str, Any], events: list[int] | None = None) -> Frozen:
+    """`job` with the state of its files now; `events` per input file are taken from `axis` where not given."""
+    if events is None:
+        events = [file["events"] for file in axis["files"]] if job.inputs.files else []
+    events = events + [0] * (len(job.inputs.files) - len(events))  # files behind the last event that is wanted
+    plain = msgspec.to_builtins(job)
+    for key in ("path", "origins"):
+        del plain[key]
+    del plain["inputs"]["files"]  # they are in `inputs`, with more to say about each
+    return Frozen(
+        task=job.task,
+        seed=job.seed,
+        inputs=FrozenInputs(
+            job.inputs.format,
+            job.inputs.events,
+            job.inputs.options,
+            tuple(_file(path, count) for path, count in zip(job.inputs.files, events, strict=False)),
+        ),
+        payload=FrozenPayload(job.payload.python, job.payload.command, job.payload.options, _sha256(job.payload_file)),
+        job_file=job.path,
+        job=plain,
+        axis=dict(axis),
+    )
+
+
+def _file(path: str, events: int) -> FrozenFile:
+    if is_url(path):
+        return FrozenFile(path, None, None, events)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InputChanged(path=path, detail=error.strerror or str(error)) from None
+    return FrozenFile(path, status.st_size, status.st_mtime_ns, events)
+
+
+def _sha256(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.sha256(stream.read()).hexdigest()
+    except OSError:
+        return None
+
+
+def _check_directory(taskdir: TaskDir) -> None:
+    """A directory without task.yaml may become a task's only if nothing is in it but what a start cut short leaves."""
+    own = {
+        os.path.relpath(path, taskdir.root).split(os.sep)[0]
+        for path in (taskdir.journals, taskdir.indexes, taskdir.leases, taskdir.segments("x"), taskdir.logs("x"))
+    }
+    try:
+        names = sorted(os.listdir(taskdir.root))
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise NotATask(path=taskdir.root, detail="it is not a directory") from None
+    except OSError as error:
+        raise explain(error, taskdir.root) from error
+    leftover = os.path.basename(taskdir.task_file) + "."
+    strange = [name for name in names if name not in own and not name.startswith(leftover)]
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise NotATask(
+            path=taskdir.root, detail=f"it is not empty and has no task.yaml; in it: {', '.join(strange[:3])}{more}"
+        )
+    if taskdir.allocations():
+        raise NotATask(path=taskdir.root, detail="it holds journals, but its task.yaml is gone")
+
+
+def _create(taskdir: TaskDir, text: str, files: Files, link: Callable[[str, str], None]) -> bool:
+    """Put task.yaml there as a whole, unless one is there; says whether it was this one."""
+    temporary = _temporary(taskdir)
+    write_file(temporary, text.encode(), files)
+    try:
+        try:
+            link(temporary, taskdir.task_file)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            # A file system without hard links: the moment between the look and the rename is not guarded there.
+            if error.errno not in _NO_LINKS:
+                raise
+            if os.path.lexists(taskdir.task_file):
+                return False
+            files.replace(temporary, taskdir.task_file)
+        files.fsync_folder(taskdir.root)
+    except OSError as error:
+        raise explain(error, taskdir.task_file) from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+    return True
+
+
+def _replace(taskdir: TaskDir, text: str, files: Files) -> None:
+    temporary = _temporary(taskdir)
+    write_file(temporary, text.encode(), files)
+    try:
+        files.replace(temporary, taskdir.task_file)
+        files.fsync_folder(taskdir.root)
+    except OSError as error:
+        raise explain(error, taskdir.task_file) from error
+
+
+def _temporary(taskdir: TaskDir) -> str:
+    # Allocations on other nodes write here too, and process numbers repeat between nodes.
+    return f"{taskdir.task_file}.{socket.gethostname()}.{os.getpid()}"
+
+
+def _text(frozen: Frozen) -> str:
+    plain = msgspec.to_builtins(frozen)
+    del plain["warnings"]
+    plain["axis"] = Literal(msgspec.json.encode(frozen.axis).decode("ascii", "backslashreplace") + "\n")
+    return _HEAD + dump({"version": VERSION, "fingerprint": frozen.fingerprint, **plain})
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _canonical(value: Any) -> str:
+    if value is _ABSENT:
+        return ""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def _numbered(items: Any) -> dict[str, Any]:
+    return {str(number): item for number, item in enumerate(items)}
+
+
+def _shown(value: Any) -> str:
+    return "(not there)" if value is _ABSENT else f"{inline(value):.100}"
+
+
+def _date(ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ns / 1e9))
+
+
+def _damaged(path: str, detail: str) -> TaskDamaged:
+    return TaskDamaged(
+        path=path, detail=detail, hint="restore it from a copy, or start a new task in another directory"
+    )
