@@ -199,8 +199,8 @@ class PayloadReturned(YodaError):
 class PayloadFailed(YodaError):
     """A payload that is a program failed on a range: exit status, signal, or output that cannot be used.
 
-    `code` is the exit status, negative for a signal, 0 where the program ended well and its output is at fault; `text` says
-    what happened in one sentence, `stderr` is the end of what the program wrote.
+    `code` is the exit status, negative for a signal, 0 where the program ended well and its output is at fault; `text`
+    says what happened in one sentence, `stderr` is the end of what the program wrote.
     """
 
     exit_code = BAD_DATA

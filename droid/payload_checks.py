@@ -1,0 +1,130 @@
+"""Whether a user's class or function can be called as a payload is, found out before any event is touched."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eventrange.errors import PayloadInterface, PayloadOptions
+
+_SIGNATURES = {
+    "setup": "setup(self)",
+    "start": "start(self, worker)",
+    "process": "process(self, event, random)",
+    "process_range": "process_range(self, events, randoms)",
+}
+
+
+def has_methods(target: Any) -> bool:
+    """Whether this is an object with the methods of the interface, and not a function."""
+    return hasattr(target, "process") or hasattr(target, "process_range")
+
+
+def check_class(spec: str, target: type) -> None:
+    """Raise PayloadInterface unless the class has one of the two methods, and each can be called as it will be."""
+    has = [name for name in ("process", "process_range") if callable(getattr(target, name, None))]
+    if len(has) != 1:
+        detail = "has both process and process_range" if has else "has neither process nor process_range"
+        public = [key for key in dir(target) if not key.startswith("_")]
+        hint = "keep the one that is to be called" if has else "write `def process(self, event, random)`"
+        raise PayloadInterface(
+            payload=spec,
+            detail=f"class {target.__name__} {detail}",
+            hint=hint if has else nearest(hint, "process", difflib.get_close_matches("process", public, 1, 0.5)),
+        )
+    for name in ("setup", "start", *has):
+        method = getattr(target, name, None)
+        if method is None:
+            continue
+        should = _SIGNATURES[name]
+        arguments = [None] * (should.count(",") + 1)
+        if isinstance(inspect.getattr_static(target, name), (staticmethod, classmethod)):
+            arguments.pop()
+        signature = signature_of(method)
+        if signature is not None and not _binds(signature, arguments):
+            raise PayloadInterface(
+                payload=spec,
+                detail=f"{target.__name__}.{name}{signature} cannot be called as {should}",
+                hint=f"write `def {should}`; what comes from the job file goes to __init__",
+            )
+
+
+def check_function(spec: str, target: Any, options: dict[str, Any]) -> None:
+    """Raise PayloadInterface or PayloadOptions unless it can be called with (event, random, **options)."""
+    signature = signature_of(target)
+    if signature is None:
+        return
+    check_options(spec, signature, options, skip=2)
+    if not _binds(signature, [None, None], options):
+        name = getattr(target, "__name__", "function")
+        raise PayloadInterface(
+            payload=spec,
+            detail=f"{name}{signature} cannot be called with an event and its random numbers",
+            hint=f"write `def {name}(event, random)`, then keyword arguments for payload.options",
+        )
+
+
+def check_options(spec: str, signature: inspect.Signature | None, options: dict[str, Any], skip: int) -> None:
+    """Every option is a keyword argument, and every argument without a default is an option; `skip` the first ones."""
+    if signature is None:
+        return
+    kinds = inspect.Parameter
+    parameters = list(signature.parameters.values())[skip:]
+    named = {p.name: p for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
+    if not any(p.kind is kinds.VAR_KEYWORD for p in parameters):
+        for option in options:
+            if option not in named:
+                hint = (
+                    "correct payload.options in the job file" if named else "remove payload.options from the job file"
+                )
+                raise PayloadOptions(
+                    payload=spec, detail=f"takes no option {option!r}", hint=nearest(hint, option, list(named))
+                )
+    missing = [name for name, p in named.items() if p.default is kinds.empty and name not in options]
+    if missing:
+        raise PayloadOptions(
+            payload=spec,
+            detail=f"needs the option {missing[0]!r}",
+            hint=f"write payload.options: {{{missing[0]}: ...}} in the job file, or give the argument a default",
+        )
+
+
+def signature_of(target: Any) -> inspect.Signature | None:
+    """The signature, or None where Python cannot know it."""
+    try:
+        return inspect.signature(target)
+    except (ValueError, TypeError):  # compiled code that says nothing of itself: the first call will tell
+        return None
+
+
+def _binds(signature: inspect.Signature, arguments: Sequence[Any], options: Mapping[str, Any] | None = None) -> bool:
+    try:
+        signature.bind(*arguments, **(options or {}))
+    except TypeError:
+        return False
+    return True
+
+
+def jagged_fields(name: str, target: Any) -> tuple[str, ...]:
+    """The attribute `jagged` of a payload, checked."""
+    value = getattr(target, "jagged", None)
+    if value is None and isinstance(target, functools.partial):
+        value = getattr(target.func, "jagged", None)
+    if value is None:
+        return ()
+    if isinstance(value, str) or not all(isinstance(field, str) for field in value):
+        raise PayloadInterface(
+            payload=name, detail=f"jagged is {value!r}", hint='write the names of fields: jagged = ("field", ...)'
+        )
+    return tuple(value)
+
+
+def nearest(hint: str, name: str, known: Sequence[str]) -> str:
+    """`hint`, and the known name that was probably meant."""
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    if close:
+        return f"{hint}; did you mean {close[0]}?"
+    return f"{hint}; there is {', '.join(sorted(known)[:8])}" if known else hint
