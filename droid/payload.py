@@ -202,16 +202,17 @@ def load(spec: str, options: Mapping[str, Any] | None = None) -> Payload:
         )
     module = _module_from_file(spec, place) if place.endswith(".py") else _module(spec, place)
     target = _named(spec, module, name)
+    short = f"{os.path.basename(place)}:{name}"
     if not inspect.isclass(target):
         check_function(spec, target, options)
-        return Payload(name, functools.partial(target, **options) if options else target)
+        return Payload(short, functools.partial(target, **options) if options else target)
     check_class(spec, target)
     check_options(spec, signature_of(target), options, skip=0)
     try:
         made = target(**options)
     except (Exception, SystemExit) as error:
         raise _stopped(spec, f"{name}(...)", error) from error
-    return Payload(name, made)
+    return Payload(short, made)
 
 
 def _module_from_file(spec: str, path: str) -> ModuleType:
