@@ -88,7 +88,7 @@ class S3Client:
         last = (attempts or self.site.attempts) - 1
         renewed = False
         for attempt in range(1_000_000):
-            if self.closed.is_set():
+            if self.closed.is_set() and attempts != 1:  # the tidying up of a stopped upload may still go out
                 raise self.error(Transient, operation, key, "stopped")
             try:
                 with self.errors(operation, key):

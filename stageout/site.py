@@ -28,9 +28,7 @@ class EndpointSite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ca_bundle: str | None = None
     max_bandwidth: Size | None = None  # bytes per second, all transfers of one process together
     part_size: Size = 8 * MiB  # larger objects go in parts of this size
-    concurrency: Annotated[int, msgspec.Meta(ge=1, le=64)] = (
-        4  # parts of one object in flight; memory is this x part_size
-    )
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4  # parts in flight; memory is this x part_size
     attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5  # per request
     backoff: Duration = 0.5  # seconds; doubles, with full jitter
     backoff_max: Duration = 20.0
@@ -96,6 +94,6 @@ class StageoutRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     rehome_after: Duration = 600.0  # seconds after the primary's last failure
     delete_local: bool = False  # the local copy, once a verified copy is recorded
     delete_failover: bool = False  # the failover copy, once the re-homed one is recorded
-    orphan_age: Duration = 24 * 3600.0  # unfinished uploads in the task's prefix older than this
+    orphan_age: Duration = 24 * 3600.0  # unfinished uploads below the task's prefix, this old, are nobody's
     nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 15
     breaker: BreakerRules = BreakerRules()

@@ -26,8 +26,8 @@ from pathlib import Path
 ACCESS, SECRET = "yoda:droid", "SECRETKEYfortests0"  # of the test servers only
 SWIFT_PACKAGES = ("swift", "keystonemiddleware")
 PIPELINE = (
-    "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats container-quotas bulk s3api tempauth slo dlo "
-    "versioned_writes symlink proxy-logging proxy-server"
+    "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats container-quotas bulk s3api tempauth "
+    "slo dlo versioned_writes symlink proxy-logging proxy-server"
 )
 
 
