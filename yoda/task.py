@@ -113,14 +113,19 @@ def open_task(
     Raises TaskChanged (another job, with the differences), InputChanged, NotATask, TaskDamaged (all exit 78),
     CannotWrite (73).
     """
-    present = read_task(taskdir)
+    try:
+        present = read_task(taskdir)
+    except TaskDamaged as damage:
+        return _repair(taskdir, job, axis, files, damage)
     if present is None:
-        fresh = _freeze(job, axis() if callable(axis) else axis)
         _check_directory(taskdir)
         try:
-            taskdir.make()
+            taskdir.make()  # before events are counted: the index of the inputs is kept there
         except OSError as error:
             raise explain(error, error.filename or taskdir.root) from error
+        fresh = _freeze(job, axis() if callable(axis) else axis)
+        if taskdir.allocations() and not _journals_fit(taskdir, fresh):
+            raise NotATask(path=taskdir.root, detail="it has no task.yaml, and its journals are not of this job")
         if _create(taskdir, _text(fresh), files, link):
             return fresh
         present = read_task(taskdir)  # somebody was faster
@@ -139,7 +144,7 @@ def read_task(taskdir: TaskDir) -> Frozen | None:
         version = plain.get("version")
         if isinstance(version, int) and version > VERSION:
             hint = f"use the yoda that wrote it; this one reads versions up to {VERSION}"
-            raise TaskDamaged(path=path, detail=f"its format is version {version}", hint=hint)
+            raise TaskDamaged(path=path, detail=f"its format is version {version}", hint=hint, newer=True)
         axis = msgspec.json.decode(plain["axis"].encode())
         frozen = msgspec.convert({**plain, "axis": axis, "warnings": []}, Frozen)
         stored = plain["fingerprint"]
@@ -204,9 +209,28 @@ def _resume(
         return now
     warning = (
         f"{job.payload_file} has changed since this task was last run "
-        f"(sha256 {before or 'none':.12} -> {after or 'none':.12}): events that are done keep the results of the old one"
+        f"(sha256 {before or 'none':.12} -> {after or 'none':.12}): events already done stay as they are"
     )
     return msgspec.structs.replace(now, warnings=(warning,))
+
+
+def _repair(
+    taskdir: TaskDir,
+    job: Job,
+    axis: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+    files: Files,
+    damage: TaskDamaged,
+) -> Frozen:
+    """Damage costs task.yaml alone (L7): where the journals know the job by its fingerprint, it is written anew."""
+    if not taskdir.allocations() or damage.values.get("newer"):
+        raise damage
+    fresh = _freeze(job, axis() if callable(axis) else axis)
+    if not _journals_fit(taskdir, fresh):
+        raise damage
+    _replace(taskdir, _text(fresh), files)
+    path, detail = damage.values["path"], damage.values["detail"]
+    warning = f"{path} was damaged ({detail}) and is written anew: the journals are of this job"
+    return msgspec.structs.replace(fresh, warnings=(warning,))
 
 
 def _check_same(taskdir: TaskDir, old: Frozen, new: Frozen) -> None:
@@ -286,10 +310,10 @@ def _sha256(path: str | None) -> str | None:
 
 def _check_directory(taskdir: TaskDir) -> None:
     """A directory without task.yaml may become a task's only if nothing is in it but what a start cut short leaves."""
-    own = {
-        os.path.relpath(path, taskdir.root).split(os.sep)[0]
-        for path in (taskdir.journals, taskdir.indexes, taskdir.leases, taskdir.segments("x"), taskdir.logs("x"))
-    }
+    expected = [taskdir.journals, taskdir.indexes, taskdir.leases, taskdir.segments("x"), taskdir.logs("x")]
+    if taskdir.allocations():  # a task that lost its task.yaml; whether it is this one is seen later
+        expected += [taskdir.quarantine, taskdir.merged, taskdir.report, taskdir.metrics]
+    own = {os.path.relpath(path, taskdir.root).split(os.sep)[0] for path in expected}
     try:
         names = sorted(os.listdir(taskdir.root))
     except FileNotFoundError:
@@ -305,8 +329,16 @@ def _check_directory(taskdir: TaskDir) -> None:
         raise NotATask(
             path=taskdir.root, detail=f"it is not empty and has no task.yaml; in it: {', '.join(strange[:3])}{more}"
         )
-    if taskdir.allocations():
-        raise NotATask(path=taskdir.root, detail="it holds journals, but its task.yaml is gone")
+
+
+def _journals_fit(taskdir: TaskDir, frozen: Frozen) -> bool:
+    """Whether a journal in the directory was written under this fingerprint: its frames carry it."""
+    from eventrange.journal import JournalReader  # brings numpy, which commands that only look at a job do not need
+
+    return any(
+        next(iter(JournalReader(taskdir.journal(name), frozen.fingerprint, name)), None) is not None
+        for name in taskdir.allocations()
+    )
 
 
 def _create(taskdir: TaskDir, text: str, files: Files, link: Callable[[str, str], None]) -> bool:
@@ -379,5 +411,7 @@ def _date(ns: int) -> str:
 
 def _damaged(path: str, detail: str) -> TaskDamaged:
     return TaskDamaged(
-        path=path, detail=detail, hint="restore it from a copy, or start a new task in another directory"
+        path=path,
+        detail=detail,
+        hint="restore it or the job as it was (then it is written anew), or use another --task directory",
     )

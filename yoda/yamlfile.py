@@ -115,7 +115,7 @@ def parse_document(text: str, file: str) -> Document:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "YAML"
         problem = " ".join(part for part in (error.context, error.problem) if part)
-        hint = "indent with spaces, not tabs" if "'\\t'" in problem or "\t" in problem else _syntax_hint(text, mark)
+        hint = _syntax_hint(text, mark)
         raise ConfigError(file=file, key=where, detail=f"not valid YAML: {problem}", hint=hint) from None
     except yaml.reader.ReaderError as error:
         raise ConfigError(
@@ -175,6 +175,8 @@ def _syntax_hint(text: str, mark: Any) -> str:
     if mark is None:
         return "correct the syntax"
     found = text.splitlines()[mark.line : mark.line + 1]
+    if found and found[0].startswith("\t"):
+        return "indent with spaces, not tabs"
     return (
         f"correct the syntax there: {found[0].strip():.80}"
         if found and found[0].strip()
