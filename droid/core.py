@@ -1,0 +1,492 @@
+"""What a Droid does about everything that happens. Pure: stimulus and time in, instructions out.
+
+The shell (rank.py) owns processes, sockets, segments, MPI and the clock. The core owns three facts: what is in the backlog, what each
+worker has been given and not yet answered, and whether we are draining. Every granted event is in exactly one of backlog,
+a worker's `given`, or reported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eventrange import records
+from eventrange.messages import Range
+from eventrange.records import Code, Kind
+from eventrange.times import add, quantile
+
+AHEAD_SECONDS = 0.1  #: a worker with less work than this is given more before it is done
+BATCH_RANGES = 512  #: ranges in one message to a worker at most
+GROWTH = 8  #: a range is at most this much longer than the measured time per event has earned so far
+START_FAILURES = 3  #: workers in a row that die before they are ready: this node cannot do it
+FIRST_LIMIT = 12 * 3600.0  #: seconds an event may take while nothing is measured yet
+LIMIT_FLOOR = 60.0  #: seconds any event may take under `timeout: auto`
+LIMIT_FACTOR = 10.0  #: and this many times the 99 % quantile
+LIMIT_EVENTS = 50  #: events measured before the quantile is believed
+RETRY_LIMIT_FACTOR = 4.0  #: an event that was too slow gets this much more at its next attempt: slow is not wrong (L5)
+GAP = 2.0  #: seconds between two ticks that count at most: a suspended job has not hung
+
+
+@dataclass(frozen=True)
+class Spawn:
+    worker: int
+
+
+@dataclass(frozen=True)
+class Assign:
+    worker: int
+    ranges: list[Range]
+
+
+@dataclass(frozen=True)
+class Cut:
+    worker: int
+
+
+@dataclass(frozen=True)
+class Kill:
+    worker: int
+    why: str
+
+
+@dataclass(frozen=True)
+class SetSchema:
+    schema: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Records to report as they are: nothing has to be durable first."""
+
+    rows: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An event failed in a way the worker could not report itself."""
+
+    event: int
+    attempt: int
+    worker: int
+    code: Code
+    text: str
+    wall: float
+
+
+@dataclass(frozen=True)
+class Sick:
+    reason: str
+    exit_code: int
+
+
+Instruction = Spawn | Assign | Cut | Kill | SetSchema | Rows | Failure | Sick
+
+
+@dataclass
+class Worker:
+    """One worker as the Droid knows it."""
+
+    state: str = "starting"  #: starting, ready, gone
+    given: deque[Range] = field(default_factory=deque)  #: assigned and not answered, in order of work
+    events: int = 0  #: in `given`
+    cut: str = ""  #: "" | "local" | "yoda" | "drain": where what it returns should go
+    killed: str = ""  #: "" | "timeout" | "revoked" | "drain": why we killed it
+    watched: tuple[int, float] = (-1, 0.0)  #: event, seconds seen on it
+
+    @property
+    def idle(self) -> bool:
+        return self.state == "ready" and not self.given
+
+
+def returned(ranges: list[Range], code: Code, wall: float = 0.0) -> NDArray[Any]:
+    rows = records.new(len(ranges), kind=Kind.RETURNED, code=code)
+    for row, (start, stop, attempt) in zip(rows, ranges, strict=True):
+        row["start"], row["stop"], row["attempt"] = start, stop, attempt
+    if len(rows):
+        rows["wall"][0] = wall
+    return rows
+
+
+class DroidCore:
+    """State machine of one Droid. Methods are stimuli and return the instructions that follow."""
+
+    def __init__(self, workers: int, timeout: float | None = None) -> None:
+        self.workers = [Worker() for _ in range(workers)]
+        self.backlog: deque[Range] = deque()
+        self.timeout = timeout
+        self.size = 0  #: > 0: fixed events per range
+        self.range_seconds = 1.0
+        self.remaining = 1  #: events pending at Yoda when it last wrote; 0 means this is the tail
+        self.schema = ""
+        self.draining = False
+        self.stopped = False
+        self.reclaim = 0  #: events Yoda wants back and has not got yet
+        self.times: dict[int, int] = {}  #: event times, bin -> events
+        self._wall = self._events = 0.0  # measured lately: seconds, events
+        self._earned = 1.0  # events per range that measuring allows so far
+        self._asked: float | None = None  # when we asked Yoda for more, if it has not answered
+        self._waiting = False  # Yoda has answered that there is nothing now
+        self._round_trip = 0.005
+        self._start_failures = 0
+        self._kill_at = math.inf
+        self._last_tick: float | None = None
+
+    # -- what it knows -----------------------------------------------------------------------------------------------
+
+    @property
+    def seconds_per_event(self) -> float:
+        """Measured wall seconds of one worker per event, recent ones weighing more; 0 while unknown."""
+        return self._wall / self._events if self._events else 0.0
+
+    @property
+    def held(self) -> int:
+        """Events in backlog and workers."""
+        return sum(stop - start for start, stop, _ in self.backlog) + sum(w.events for w in self.workers)
+
+    @property
+    def busy(self) -> int:
+        return sum(1 for w in self.workers if w.given)
+
+    @property
+    def finished(self) -> bool:
+        """Draining, and nothing is left to wait for."""
+        return self.draining and not self.backlog and not any(w.given for w in self.workers)
+
+    def limit(self, attempt: int) -> float:
+        """Seconds one event may be worked on."""
+        if self.timeout is not None:
+            base = self.timeout
+        else:
+            total = sum(self.times.values())
+            base = FIRST_LIMIT
+            if total >= LIMIT_EVENTS:
+                base = max(LIMIT_FLOOR, LIMIT_FACTOR * quantile(self.times, 0.99))
+        return base * RETRY_LIMIT_FACTOR ** min(attempt, 8) if self.timeout is None else base
+
+    def want(self, now: float) -> int:
+        """Events to ask Yoda for now; 0 if there is enough or the last request is not answered yet.
+
+        There must be work for a round trip (several, to be safe) beyond what the workers hold, and a range for each.
+        """
+        if self._asked is not None or self.draining or self.stopped:
+            return 0
+        ready = sum(1 for w in self.workers if w.state == "ready")
+        if not ready:
+            return 0
+        backlog = sum(stop - start for start, stop, _ in self.backlog)
+        spe = self.seconds_per_event
+        if not spe:
+            low, high = ready, 2 * ready
+        else:
+            low = math.ceil(ready * max(4 * self._round_trip, AHEAD_SECONDS) / spe)
+            high = low + max(1, math.ceil(ready * min(self.range_seconds, 2.0) / spe))
+            low, high = min(low, 1 << 20), min(high, 1 << 21)
+            grown = max(2 * ready, int(4 * self._events))  # what has been measured earns the right to ask for more
+            low, high = min(low, grown), min(high, grown)
+            if self.size:
+                low, high = max(low, self.size), max(high, 2 * self.size)
+        if backlog >= low and backlog:
+            return 0
+        self._asked = now
+        return max(1, high - backlog)
+
+    # -- stimuli -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> list[Instruction]:
+        return [Spawn(i) for i in range(len(self.workers))]
+
+    def granted(
+        self, now: float, ranges: list[Range], size: int, range_seconds: float, remaining: int, schema: str
+    ) -> list[Instruction]:
+        """Yoda answered. An empty grant is an answer too: nothing is pending now."""
+        out: list[Instruction] = []
+        if self._asked is not None and not self._waiting:
+            self._round_trip += 0.2 * (min(now - self._asked, 10.0) - self._round_trip)
+        self._waiting = self._asked is not None and not ranges  # Yoda knows what we want and will write when there is some
+        if not self._waiting:
+            self._asked = None
+        self.size, self.range_seconds, self.remaining = size, range_seconds, remaining
+        if schema and schema != self.schema:
+            self.schema = schema
+            out.append(SetSchema(schema))
+        if self.draining or self.stopped:
+            if ranges:
+                out.append(Rows(returned(ranges, Code.DRAINED)))
+            return out
+        self.backlog.extend(ranges)
+        return out + self._assign()
+
+    def worker_ready(self, worker: int) -> list[Instruction]:
+        self.workers[worker].state = "ready"
+        self._start_failures = 0
+        return self._assign()
+
+    def results(
+        self, worker: int, rows: NDArray[Any], times: dict[int, int], schema: str
+    ) -> tuple[NDArray[np.bool_], list[Instruction]]:
+        """A worker answered. Returns which rows are to be kept and reported, and what to do."""
+        w = self.workers[worker]
+        out: list[Instruction] = []
+        keep = np.ones(len(rows), bool)
+        kinds = rows["kind"]
+        done = kinds == Kind.DONE
+        if schema and not self.schema:
+            self.schema = schema
+            out.append(SetSchema(schema))
+        elif schema and schema != self.schema:
+            # Two workers began with different fields. The task's are those that were first; this one has to try again,
+            # now knowing them, and will pin the difference on an event.
+            wrong = done & (rows["size"] > 0)
+            if self.draining:
+                rows["kind"][wrong], rows["size"][wrong] = Kind.RETURNED, 0
+            else:
+                keep &= ~wrong
+                self.backlog.extendleft(_ranges(rows[wrong])[::-1])
+            done &= ~wrong
+            out.append(SetSchema(self.schema))
+        covered = int((rows["stop"] - rows["start"]).sum())
+        self._answered(w, covered)
+        back = kinds == Kind.RETURNED
+        if back.any():
+            if w.cut == "local" and not self.draining:
+                self.backlog.extendleft(_ranges(rows[back])[::-1])
+                keep &= ~back
+            elif w.cut == "yoda":
+                rows["code"][back] = Code.REVOKED
+                self.reclaim = max(0, self.reclaim - int((rows["stop"] - rows["start"])[back].sum()))
+            w.cut = ""
+        if not w.given:
+            w.cut = ""
+        finished = rows[done]
+        if len(finished):
+            self._measure(float(finished["wall"].sum()), int((finished["stop"] - finished["start"]).sum()))
+        add(self.times, times)
+        return keep, out + self._assign()
+
+    def worker_exited(
+        self, worker: int, how: str, event: int, count: int, code: Code = Code.EXITED, blame: bool = True
+    ) -> list[Instruction]:
+        """A worker process ended. `event`, `count` are what its slot says it was on (-1: nothing).
+
+        The event is to blame unless we killed the worker for our own reasons, or it was on a group of events: then each is
+        tried alone. Everything else it had is done by others.
+        """
+        w = self.workers[worker]
+        was_ready = w.state == "ready"
+        w.state = "gone"
+        out: list[Instruction] = []
+        given, w.given, w.events = list(w.given), deque(), 0
+        killed, w.killed, w.cut = w.killed, "", ""
+        wall = w.watched[1] if w.watched[0] == event else 0.0
+        w.watched = (-1, 0.0)
+        rest: list[Range] = []
+        for start, stop, attempt in given:
+            if not (blame and killed in ("", "timeout") and start <= event < stop):
+                rest.append((start, stop, attempt))
+            elif count > 1:
+                rest += [(e, e + 1, attempt) for e in range(start, stop)]
+            elif self.draining:
+                rest.append((start, stop, attempt))  # whatever it died of, the end of an allocation is no failure (L9)
+            else:
+                rest += [r for r in ((start, event, attempt), (event + 1, stop, attempt)) if r[0] < r[1]]
+                why = Code.TIMEOUT if killed == "timeout" else code
+                out.append(Failure(event, attempt, worker, why, how, wall))
+        if self.draining or self.stopped:
+            if rest:
+                out.append(Rows(returned(rest, Code.DRAINED, wall)))
+            return out
+        self.backlog.extendleft(reversed(rest))
+        if not was_ready and not killed:
+            self._start_failures += 1
+            if self._start_failures >= START_FAILURES:
+                out.append(Sick(f"{self._start_failures} workers in a row ended before they were ready: {how}", 1))
+                return out
+        w.state = "starting"
+        return [*out, Spawn(worker), *self._assign()]
+
+    def zygote_restarted(self) -> list[Instruction]:
+        """All workers died with their zygote; a new one is ready. None of their events is to blame."""
+        out: list[Instruction] = []
+        for index in range(len(self.workers)):
+            self.workers[index].state = "ready"  # it is not the workers that failed to start
+            out += self.worker_exited(index, "", -1, 0, blame=False)
+        return out
+
+    def tick(self, now: float, slots: NDArray[Any], stopped: frozenset[int] = frozenset()) -> list[Instruction]:
+        """Time passed. `slots` is the workers' table; `stopped` are workers the kernel says are not running (SIGSTOP)."""
+        out: list[Instruction] = []
+        step = min(now - self._last_tick, GAP) if self._last_tick is not None else 0.0
+        self._last_tick = now
+        for index, w in enumerate(self.workers):
+            event = int(slots["event"][index])
+            if not w.given or event < 0 or event != w.watched[0]:
+                w.watched = (event, 0.0)
+                continue
+            seconds = w.watched[1] + (0.0 if index in stopped else step)
+            w.watched = (event, seconds)
+            if not w.killed and not self.draining:
+                attempt = next((a for start, stop, a in w.given if start <= event < stop), 0)
+                if seconds > self.limit(attempt) * max(1, int(slots["count"][index])):
+                    w.killed = "timeout"
+                    out.append(Kill(index, f"event {event} exceeded its limit of {self.limit(attempt):.0f} s"))
+        if self.draining and now >= self._kill_at:
+            for index, w in enumerate(self.workers):
+                if w.given and not w.killed:
+                    w.killed = "drain"
+                    out.append(Kill(index, "the grace period is over"))
+        return out + self._balance(slots)
+
+    def drain(self, now: float, grace: float) -> list[Instruction]:
+        """Start nothing new; finish the events at hand; give back the rest. Kills what is not done in time to commit."""
+        self._kill_at = min(self._kill_at, now + max(0.5 * grace, grace - 3.0))
+        if self.draining:
+            return []
+        self.draining = True
+        back, self.backlog = list(self.backlog), deque()
+        out: list[Instruction] = [Rows(returned(back, Code.DRAINED))] if back else []
+        for index, w in enumerate(self.workers):
+            if w.given:
+                w.cut = "drain"
+                out.append(Cut(index))
+        return out
+
+    def revoked(self, ranges: list[Range]) -> list[Instruction]:
+        """Others have made `ranges` durable: drop them here. A worker with nothing else to do is killed, which frees it."""
+        out: list[Instruction] = []
+        for start, stop, _ in ranges:
+            kept: deque[Range] = deque()
+            for a, b, attempt in self.backlog:
+                kept.extend(r for r in ((a, min(b, start), attempt), (max(a, stop), b, attempt)) if r[0] < r[1])
+            self.backlog = kept
+            for index, w in enumerate(self.workers):
+                if w.given and not w.killed and all(start <= a and b <= stop for a, b, _ in w.given):
+                    w.killed = "revoked"
+                    w.given, w.events = deque(), 0
+                    out.append(Kill(index, "another Droid was faster"))
+        return out
+
+    def reclaimed(self, events: int, slots: NDArray[Any]) -> list[Instruction]:
+        """Yoda has idle Droids: give back up to `events` from the end of the backlog, else the rest of the longest range."""
+        back: list[Range] = []
+        while self.backlog and events > 0:
+            start, stop, attempt = self.backlog.pop()
+            cut = max(start, stop - events)
+            if cut > start:
+                self.backlog.append((start, cut, attempt))
+            back.append((cut, stop, attempt))
+            events -= stop - cut
+        if back:
+            return [Rows(returned(back, Code.REVOKED))]
+        self.reclaim = events
+        return self._balance(slots)
+
+    # -- inner workings ----------------------------------------------------------------------------------------------
+
+    def _answered(self, w: Worker, covered: int) -> None:
+        """The first `covered` events of what `w` was given are answered."""
+        while covered > 0 and w.given:
+            start, stop, attempt = w.given[0]
+            if stop - start <= covered:
+                covered -= stop - start
+                w.given.popleft()
+            else:
+                w.given[0] = (start + covered, stop, attempt)
+                covered = 0
+        w.events = sum(stop - start for start, stop, _ in w.given)
+
+    def _measure(self, wall: float, events: int) -> None:
+        decay = 0.5 ** (events / (64.0 * max(1, len(self.workers)) + self._events))
+        self._wall = self._wall * decay + wall
+        self._events = self._events * decay + events
+        self._earned = max(self._earned, min(GROWTH * events, 1 << 24))
+
+    def _range_events(self) -> int:
+        """Events in the next range."""
+        if self.size:
+            return self.size
+        spe = self.seconds_per_event
+        count = 1.0 if not spe else min(self.range_seconds / spe, self._earned)
+        if self.remaining == 0:
+            backlog = sum(stop - start for start, stop, _ in self.backlog)
+            count = min(count, math.ceil(backlog / (2 * len(self.workers))))
+        return max(1, int(count))
+
+    def _assign(self) -> list[Instruction]:
+        """Give work to workers that have none, or nearly none, fairest first."""
+        if self.draining or self.stopped or not self.backlog:
+            return []
+        out: list[Instruction] = []
+        spe = self.seconds_per_event
+        order = sorted(
+            (i for i, w in enumerate(self.workers) if w.state == "ready" and not w.killed and not w.cut),
+            key=lambda i: self.workers[i].events,
+        )
+        for index in order:
+            w = self.workers[index]
+            if not self.backlog:
+                break
+            if w.given and (not spe or w.events * spe >= AHEAD_SECONDS):
+                continue
+            if w.given and self.remaining == 0 and any(o.idle for o in self.workers):
+                continue
+            ranges = self._take(spe)
+            w.given.extend(ranges)
+            w.events += sum(stop - start for start, stop, _ in ranges)
+            out.append(Assign(index, ranges))
+        return out
+
+    def _take(self, spe: float) -> list[Range]:
+        """The next ranges off the backlog for one worker: one, or as many tiny ones as make a message worth while."""
+        count = self._range_events()
+        ranges: list[Range] = []
+        budget = AHEAD_SECONDS / spe if spe else 0.0
+        if self.remaining == 0 or len(self.backlog) < 2 * len(self.workers):
+            share = sum(stop - start for start, stop, _ in self.backlog) / (2 * len(self.workers))
+            budget = min(budget, share)
+        while self.backlog and len(ranges) < BATCH_RANGES:
+            start, stop, attempt = self.backlog[0]
+            cut = min(stop, start + count)
+            if cut == stop:
+                self.backlog.popleft()
+            else:
+                self.backlog[0] = (cut, stop, attempt)
+            ranges.append((start, cut, attempt))
+            budget -= cut - start
+            if budget < count:
+                break
+        return ranges
+
+    def _balance(self, slots: NDArray[Any]) -> list[Instruction]:
+        """At the tail: take the rest of the longest range from its worker for those that have nothing."""
+        if self.draining or self.stopped or self.backlog:
+            return []
+        local = self.remaining == 0 and any(w.idle for w in self.workers)
+        if not local and not self.reclaim:
+            return []
+        spe = self.seconds_per_event
+        best, most = -1, max(1.0, 0.02 / spe if spe else 0.0)
+        for index, w in enumerate(self.workers):
+            if w.cut or w.killed or not w.given:
+                continue
+            event = int(slots["event"][index])
+            begun = sum(min(max(event + 1 - start, 0), stop - start) for start, stop, _ in w.given if start <= event < stop)
+            rest = w.events - max(begun, int(slots["count"][index]))
+            if rest >= most:
+                best, most = index, rest
+        if best < 0:
+            self.reclaim = 0
+            return []
+        self.workers[best].cut = "local" if local else "yoda"
+        return [Cut(best)]
+
+
+def _ranges(rows: NDArray[Any]) -> list[Range]:
+    return list(
+        zip(rows["start"].tolist(), rows["stop"].tolist(), rows["attempt"].tolist(), strict=True)
+    )
+

@@ -1,0 +1,330 @@
+"""The loop in one worker process: ranges in, images out.
+
+A worker knows no MPI, opens no files but its inputs, and keeps no results: what it has finished is sent at the latest when
+it has nothing more to do, and otherwise every few milliseconds, so a batch of tiny ranges costs one message.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import select
+import socket
+import sys
+import time
+import traceback
+import zlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import floor, log2
+from typing import Any, Protocol
+
+import numpy as np
+
+from droid import wire
+from droid.slots import Slot
+from eventrange import image, records
+from eventrange.errors import FieldRefused, FieldsChanged, ImageTooBig, YodaError
+from eventrange.messages import Evidence, Range, unpack_ranges
+from eventrange.records import Code, Kind
+from eventrange.times import PER_OCTAVE, SHORTEST, time_bin
+
+FLUSH_SECONDS = 0.02  #: results wait this long at most while there is more to do
+FLUSH_BYTES = 8 << 20  #: and images no longer than this
+TEXT = 4000  #: characters of traceback and stderr kept as evidence
+OUTPUT_BYTES = 1 << 20  #: a worker's captured output is cut back when it grows beyond this
+
+
+class Events(Protocol):
+    """The task's input as a worker sees it."""
+
+    def read(self, start: int, stop: int) -> Sequence[Any]: ...
+
+
+class Work(Protocol):
+    """A payload as a worker sees it (droid.payload.Payload)."""
+
+    per_event: bool
+
+    def process_events(self, events: Sequence[Any], positions: Sequence[int]) -> list[dict[str, Any]]: ...
+
+
+class WorkerLoop:
+    """Processes ranges and collects results; `send` takes the buffers of a frame."""
+
+    def __init__(
+        self,
+        payload: Work,
+        events: Events,
+        slot: Slot,
+        send: Callable[[list[Any]], None],
+        attributes: dict[str, Any],
+        images: bool = True,
+        stderr: int = -1,
+    ) -> None:
+        self.payload, self.events, self.slot, self.send = payload, events, slot, send
+        self.attributes, self.images, self.stderr = attributes, images, stderr
+        self.expected: str | None = None
+        self._rows: list[Any] = []
+        self._blobs: list[bytes] = []
+        self._bytes = 0
+        self._evidence: list[Evidence] = []
+        self._times: dict[int, int] = {}
+        self._schema = ""
+        self._flushed = time.monotonic()
+        self.waited = 0.0
+
+    # -- results -----------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send what is finished."""
+        self._flushed = time.monotonic()
+        if not self._rows:
+            return
+        rows = np.array(self._rows, records.RECORD)
+        extra = wire.Extra(self._evidence, self._times, self._schema, self.waited)
+        self.send(wire.batch(rows, extra, self._blobs))
+        self._rows, self._blobs, self._bytes = [], [], 0
+        self._evidence, self._times, self.waited = [], {}, 0.0
+        if self.stderr >= 0 and os.fstat(self.stderr).st_size > OUTPUT_BYTES:
+            os.ftruncate(self.stderr, 0)
+
+    def maybe_flush(self) -> None:
+        if self._bytes > FLUSH_BYTES or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def _row(
+        self, kind: Kind, code: Code, work: Range, begun: tuple[float, float, float], data: bytes = b""
+    ) -> None:
+        clock, wall, cpu = begun
+        start, stop, attempt = work
+        self._rows.append(
+            (
+                *(kind, code, attempt, 0, 0, 0, zlib.crc32(data) if data else 0, start, stop),
+                *(clock, time.monotonic() - wall, time.process_time() - cpu, 0, len(data), 0),
+            )
+        )
+        if data:
+            self._blobs.append(data)
+            self._bytes += len(data)
+
+    def _failed(self, event: int, attempt: int, code: Code, text: str, begun: tuple[float, float, float]) -> None:
+        self._row(Kind.FAILED, code, (event, event + 1, attempt), begun)
+        cpu, wall = time.process_time() - begun[2], time.monotonic() - begun[1]
+        self._evidence.append(
+            Evidence(event, attempt, int(code), text[-TEXT:], tail(self.stderr), cpu, wall, 0)
+        )
+
+    # -- work --------------------------------------------------------------------------------------------------------
+
+    def process(self, work: Range) -> None:
+        """Process one range: DONE rows for what went well, FAILED rows for single events, RETURNED for what was cut off.
+
+        Together the rows cover the range exactly once, in order.
+        """
+        start, stop, attempt = work
+        begun = (time.time(), time.monotonic(), time.process_time())
+        self.slot.enter(start, 1 if self.payload.per_event else stop - start, begun[1])
+        try:
+            events = self.events.read(start, stop)
+        except Exception as error:
+            if stop - start > 1:  # find the event that cannot be read
+                for event in range(start, stop):
+                    self.process((event, event + 1, attempt))
+            else:
+                self._failed(start, attempt, Code.INPUT, text_of(error), begun)
+            self.slot.leave()
+            return
+        if self.payload.per_event:
+            self._per_event(work, events, begun)
+        else:
+            self._grouped(work, events, begun)
+        self.slot.leave()
+
+    def _per_event(self, work: Range, events: Sequence[Any], begun: tuple[float, float, float]) -> None:
+        start, stop, attempt = work
+        process, enter, slot, times = self.payload.process_events, self.slot.enter, self.slot, self._times
+        made: list[dict[str, Any]] = []
+        first = start
+        before = begun[1]
+        for at in range(start, stop):
+            if slot.cut:
+                slot.take_cut()
+                self._done(first, made, attempt, begun)
+                self._row(Kind.RETURNED, Code.DRAINED, (at, stop, attempt), _now())
+                return
+            enter(at, 1, before)
+            try:
+                made.append(process((events[at - start],), (at,))[0])
+            except Exception as error:
+                self._done(first, made, attempt, begun)
+                self._failed(at, attempt, _code(error), text_of(error), (time.time(), before, time.process_time()))
+                made, first, begun = [], at + 1, _now()
+            after = time.monotonic()
+            bin_ = floor(PER_OCTAVE * log2(after - before)) if after - before > 1e-7 else SHORTEST
+            times[bin_] = times.get(bin_, 0) + 1
+            before = after
+        self._done(first, made, attempt, begun)
+
+    def _grouped(self, work: Range, events: Sequence[Any], begun: tuple[float, float, float]) -> None:
+        start, stop, attempt = work
+        if self.slot.take_cut():
+            self._row(Kind.RETURNED, Code.DRAINED, work, begun)
+            return
+        try:
+            made = self.payload.process_events(events, range(start, stop))
+        except Exception as error:
+            if stop - start == 1:
+                self._failed(start, attempt, _code(error), text_of(error), begun)
+                return
+            for at in range(start, stop):  # one of them is bad: find it, the others are fine
+                begun = _now()
+                self.slot.enter(at, 1, begun[1])
+                self._grouped((at, at + 1, attempt), events[at - start : at - start + 1], begun)
+            return
+        each = (time.monotonic() - begun[1]) / (stop - start)
+        bin_ = time_bin(each)
+        self._times[bin_] = self._times.get(bin_, 0) + stop - start
+        self._done(start, made, attempt, begun)
+
+    def _done(self, start: int, made: list[dict[str, Any]], attempt: int, begun: tuple[float, float, float]) -> None:
+        """Rows and image for events [start, start + len(made)); an event whose fields are wrong becomes a FAILED row."""
+        if not made:
+            return
+        work = (start, start + len(made), attempt)
+        if not self.images or not made[0]:
+            if any(made) and self.images:
+                self._split(start, made, attempt, begun, FieldsChanged, "some events have no fields, others have")
+                return
+            self._row(Kind.DONE, Code.NONE, work, begun)
+            return
+        try:
+            if self.expected is None:
+                self.expected = image.schema(made[0])
+            data = image.build(start, None, made, self.attributes, self.expected)
+        except ImageTooBig as error:
+            self._split(start, made, attempt, begun, ImageTooBig, text_of(error))
+            return
+        except (FieldsChanged, FieldRefused, ValueError, TypeError) as error:
+            self._split(start, made, attempt, begun, FieldsChanged, text_of(error))
+            return
+        self._schema = self.expected
+        self._row(Kind.DONE, Code.NONE, work, begun, data)
+
+    def _split(
+        self,
+        start: int,
+        made: list[dict[str, Any]],
+        attempt: int,
+        begun: tuple[float, float, float],
+        why: type[YodaError],
+        text: str,
+    ) -> None:
+        """No image can be made of these events together: halve until the ones that are to blame stand alone."""
+        if len(made) == 1:
+            code = Code.TOO_BIG if why is ImageTooBig else Code.FIELDS
+            self._failed(start, attempt, code, text, begun)
+            return
+        half = len(made) // 2
+        self._done(start, made[:half], attempt, begun)
+        self._done(start + half, made[half:], attempt, _now())
+
+
+def _now() -> tuple[float, float, float]:
+    return time.time(), time.monotonic(), time.process_time()
+
+
+def _code(error: BaseException) -> Code:
+    if isinstance(error, MemoryError):
+        return Code.MEMORY
+    code = getattr(error, "code", None)
+    return Code(code) if isinstance(code, int) and code in Code._value2member_map_ else Code.EXCEPTION
+
+
+def text_of(error: BaseException) -> str:
+    """The traceback of `error` below our own frames, or our own message for errors we raised ourselves."""
+    if isinstance(error, YodaError):
+        return str(error)
+    trace = error.__traceback__
+    while trace is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == os.path.dirname(__file__):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace))
+
+
+def tail(fd: int) -> str:
+    """The end of a worker's captured output."""
+    if fd < 0:
+        return ""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        size = os.fstat(fd).st_size
+        return os.pread(fd, TEXT, max(0, size - TEXT)).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def serve(sock: socket.socket, loop: WorkerLoop) -> None:
+    """Take ranges from `sock` until told to quit or the Droid is gone."""
+    reader = wire.FrameReader()
+    todo: deque[Range] = deque()
+    sock.setblocking(True)
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    while True:
+        if not todo:
+            loop.flush()
+            waited = time.monotonic()
+            data: bytes | None = sock.recv(1 << 16)
+            loop.waited += time.monotonic() - waited
+        else:
+            data = sock.recv(1 << 16) if poll.poll(0) else None
+        if data == b"":
+            return
+        for kind, payload in reader.feed(data) if data else ():
+            if kind == wire.RANGES:
+                todo.extend(unpack_ranges(bytes(payload)))
+            elif kind == wire.SCHEMA:
+                loop.expected = bytes(payload).decode() or None
+            elif kind == wire.QUIT:
+                loop.flush()
+                return
+        if todo:
+            if loop.slot.take_cut():
+                while todo:
+                    loop._row(Kind.RETURNED, Code.DRAINED, todo.popleft(), _now())
+                loop.flush()
+                continue
+            loop.process(todo.popleft())
+            loop.maybe_flush()
+
+
+def worker_main(
+    sock: socket.socket,
+    slot: Slot,
+    index: int,
+    payload: Any,
+    make_events: Callable[[], Events],
+    settings: dict[str, Any],
+) -> None:
+    """Body of a forked worker. Never returns normally into the zygote's code: the caller exits when this is over."""
+    sock.setblocking(True)
+    faulthandler.enable()
+
+    def send(parts: list[Any]) -> None:
+        for part in parts:
+            sock.sendall(part)
+
+    begun = time.monotonic()
+    try:
+        payload.start(index)
+        events = make_events()
+    except BaseException as error:
+        send(wire.frame(wire.CANNOT, (text_of(error) + tail(2))[-2 * TEXT :].encode()))
+        return
+    send(wire.frame(wire.READY, f"{time.monotonic() - begun:.6f}".encode()))
+    loop = WorkerLoop(payload, events, slot, send, settings["attributes"], settings.get("images", True), stderr=2)
+    try:
+        serve(sock, loop)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the Droid is gone, and nobody is left to tell

@@ -1,0 +1,236 @@
+"""The warm process that workers are forked from, and the guardian that replaces it.
+
+Both are started before MPI (L11): a fork of a process that has MPI, its threads and its registered memory is undefined. The
+zygote imports the payload and runs its one-time `setup()`, so that what took seconds and hundreds of megabytes is paid once
+per node and shared copy-on-write. The guardian does nothing but wait: if the zygote dies, it forks a new one, which the Droid,
+being an MPI process, could not do itself.
+
+    Droid -- socketpair --> guardian (holds it open) --> zygote (uses it) --> workers (one socketpair each, passed as fd)
+
+Messages on the control socket are MessagePack maps, one per packet. Droid -> zygote: task, spawn (with a file descriptor), kill, end.
+Zygote -> Droid: ready, failed, spawned, exit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from droid.slots import Slots
+
+_PACKET = 1 << 16
+RESTARTS = 5  #: a zygote that dies this often in a row before it is ready is not started again
+_PR_SET_PDEATHSIG = 1
+#: A worker gets SIGKILL for what its Droid gets SIGTERM for: signals of the batch system reach all processes of a step, and it is
+#: the Droid who decides what they mean for the event at hand.
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP)
+
+
+@dataclass
+class Blueprint:
+    """What the zygote needs to know before MPI: how to make the payload. `load` returns it, `scratch` is node-local."""
+
+    load: Callable[[], Any]
+    scratch: str
+    imports: tuple[str, ...] = ()
+    memory: int | None = None  #: bytes of data a worker may use
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` (its current parent) dies; exit if that has happened already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def start(blueprint: Blueprint, slots: Slots) -> socket.socket:
+    """Fork guardian and zygote; returns the Droid's end of the control socket. Call before importing MPI."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        ours.setblocking(False)
+        return ours
+    try:
+        ours.close()
+        die_with_parent(parent)
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        _guard(blueprint, slots, theirs)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket) -> None:
+    early = 0
+    while early < RESTARTS:
+        parent, begun = os.getpid(), time.monotonic()
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                die_with_parent(parent)
+                code = Zygote(blueprint, slots, sock).run()
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        if status == 0:
+            os._exit(0)
+        early = early + 1 if time.monotonic() - begun < 60 else 0
+    sock.send(msgspec.msgpack.encode({"failed": f"the zygote died {RESTARTS} times in a row", "code": 1}))
+    os._exit(1)
+
+
+class Zygote:
+    """Makes the payload, then forks and reaps workers until the Droid says end or is gone."""
+
+    def __init__(self, blueprint: Blueprint, slots: Slots, sock: socket.socket) -> None:
+        self.blueprint, self.slots, self.sock = blueprint, slots, sock
+        self.workers: dict[int, int] = {}  # pid -> index
+        self.task: dict[str, Any] = {}
+        self.make_events: Callable[[], Any] | None = None
+
+    def tell(self, **message: Any) -> None:
+        self.sock.send(msgspec.msgpack.encode(message))
+
+    def run(self) -> int:
+        begun = time.monotonic()
+        self._capture("zygote")
+        for index in range(len(self.slots.table)):
+            self.slots.clear(index)
+        os.environ.update(self.blueprint.environment)
+        try:
+            self.payload = self.blueprint.load()
+            for name in self.blueprint.imports:
+                __import__(name)
+            self.payload.setup()
+        except BaseException as error:
+            from droid.worker import tail, text_of
+
+            self.tell(failed=text_of(error)[-8000:], output=tail(2), code=getattr(error, "exit_code", 78))
+            return 0
+        import droid.worker  # noqa: F401  what workers need is imported here, once
+
+        gc.collect()
+        gc.freeze()  # keep the collector from touching, and so copying, the pages that workers share
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.tell(ready=time.monotonic() - begun, pid=os.getpid())
+        return self._loop()
+
+    def _loop(self) -> int:
+        wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == wake:
+                    os.read(wake, 4096)
+            self._reap()
+            while poll_in(self.sock):
+                data, fds, _, _ = socket.recv_fds(self.sock, _PACKET, 1)
+                if not data:
+                    return 0
+                message = msgspec.msgpack.decode(data)
+                if "spawn" in message:
+                    self._spawn(message["spawn"], socket.socket(fileno=fds[0]))
+                elif "kill" in message:
+                    for pid, index in self.workers.items():
+                        if index == message["kill"]:
+                            os.kill(pid, signal.SIGKILL)
+                elif "task" in message:
+                    self.task = message["task"]
+                elif "end" in message:
+                    return 0
+
+    def _reap(self) -> None:
+        while self.workers:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            if not pid:
+                return
+            index = self.workers.pop(pid, None)
+            if index is not None:
+                code = os.waitstatus_to_exitcode(status)
+                cpu = usage.ru_utime + usage.ru_stime
+                self.tell(exit=index, pid=pid, status=code, cpu=cpu, rss=usage.ru_maxrss * 1024)
+
+    def _spawn(self, index: int, worker_sock: socket.socket) -> None:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            worker_sock.close()
+            self.workers[pid] = index
+            self.tell(spawned=index, pid=pid)
+            return
+        try:
+            die_with_parent(parent)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self.sock.close()
+            self._capture(f"worker-{index}")
+            _limit(self.blueprint.memory)
+            from droid.worker import worker_main
+
+            worker_main(worker_sock, self.slots.worker(index), index, self.payload, self._events, self.task)
+            os._exit(0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
+
+    def _events(self) -> Any:
+        from droid.inputs import open_task
+
+        return open_task(self.task)
+
+    def _capture(self, name: str) -> None:
+        """Send what the payload prints, through Python or not, to a node-local file: the last lines are evidence."""
+        path = os.path.join(self.blueprint.scratch, f"{name}.out")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+
+
+def poll_in(sock: socket.socket) -> bool:
+    """Whether `sock` has something to read now."""
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+def _limit(memory: int | None) -> None:
+    try:  # let the kernel's OOM killer take a worker, never the Droid or Yoda beside it
+        with open("/proc/self/oom_score_adj", "w") as out:
+            out.write("800")
+    except OSError:
+        pass
+    if memory:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))

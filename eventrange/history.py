@@ -1,0 +1,254 @@
+"""What all journals of a task say together: the fold that resume starts from.
+
+Streaming and vectorised: memory is a few blocks of a journal and the holes of the result (L12). Done ranges add up in any
+order; only a PENDING record makes order matter, since it voids what came before it. So each batch of records is split: those
+that meet a PENDING record of the batch are taken one by one, all others by one union.
+
+A journal that cannot be read, is empty, or is no file at all is reported and never refused: its events are simply pending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eventrange import records
+from eventrange.intervals import Array, IntervalSet, Pair
+from eventrange.journal import Damage, Entry, JournalReader
+from eventrange.records import Kind
+from eventrange.taskdir import TaskDir
+
+_BATCH = 1 << 19  #: intervals sorted at a time
+
+
+class Tried(NamedTuple):
+    """Failed attempts at one event so far, and the (allocation, Droid) of each that is known, in order."""
+
+    count: int
+    droids: tuple[tuple[str, int], ...]
+
+
+@dataclass
+class JournalState:
+    """How the reading of one journal went."""
+
+    damage: Damage = field(default_factory=Damage)
+    error: str = ""  #: why it could not be read (to the end); empty if it could
+    notes: int = 0
+    records: int = 0
+    offset: int = 0  #: bytes used
+
+    @property
+    def damaged(self) -> bool:
+        return bool(self.damage or self.error or not (self.notes or self.records))
+
+    def __str__(self) -> str:
+        """For people: what is wrong, or an empty string."""
+        d, out = self.damage, []
+        if self.error:
+            out.append(self.error)
+        if d.spots:
+            size = sum(size for _, size in d.spots)
+            out.append(f"{size} bytes are no journal (first at byte {d.spots[0][0]}, {len(d.spots)} places)")
+        for count, what in (
+            (d.records_lost, "records lost"),
+            (d.records_saved, "records found between damaged bytes"),
+            (d.frames_lost, "frames not whole"),
+            (d.notes_lost, "notes lost"),
+            (d.duplicates, "frames twice"),
+            (d.foreign, "frames of another journal"),
+            (d.unknown, "frames of an unknown version"),
+            (d.unreadable, "bytes unreadable"),
+            (d.tail, "bytes of an unfinished commit at the end"),
+        ):
+            if count:
+                out.append(f"{count} {what}")
+        if not (out or self.notes or self.records):
+            out.append("empty")
+        return ", ".join(out)
+
+
+@dataclass
+class Progress:
+    """What is known of a task. Positions are on its axis."""
+
+    done: IntervalSet = field(default_factory=IntervalSet)
+    quarantined: IntervalSet = field(default_factory=IntervalSet)  #: and not done by anyone
+    attempts: dict[int, Tried] = field(default_factory=dict)  #: failed, neither done nor quarantined
+    schema: str = ""  #: the first one any journal has
+    journals: dict[str, JournalState] = field(default_factory=dict)  #: by allocation, in journal order
+    ended: dict[str, str] = field(default_factory=dict)  #: reason of the `end` note of each allocation that has one
+    records: int = 0
+
+    @property
+    def damage(self) -> dict[str, str]:
+        """What is wrong with each journal that has something wrong, in words."""
+        return {name: str(state) for name, state in self.journals.items() if state.damaged}
+
+
+class Story:
+    """All entries of a task's journals in journal order: (allocation, entry). Never raises on what is in the files.
+
+    May be iterated again: it goes on where every journal ended, and finds new journals; allocation order then
+    holds only within one iteration.
+    """
+
+    def __init__(self, taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None) -> None:
+        self.taskdir, self.fingerprint, self.only = taskdir, fingerprint, only
+        self.journals: dict[str, JournalState] = {}
+        self._readers: dict[str, JournalReader] = {}
+
+    def __iter__(self) -> Iterator[tuple[str, Entry]]:
+        return self._entries(final=False)
+
+    def whole(self) -> Iterator[tuple[str, Entry]]:
+        """As iterating, and with what can be saved from unfinished tails; the last call on this object."""
+        return self._entries(final=True)
+
+    def _entries(self, final: bool) -> Iterator[tuple[str, Entry]]:
+        try:
+            names = self.taskdir.allocations()
+        except OSError as error:
+            self.journals[""] = JournalState(error=f"journal folder: {error.strerror or error}")
+            return
+        for name in names:
+            if self.only is not None and name not in self.only:
+                continue
+            reader = self._readers.get(name)
+            if reader is None:
+                reader = self._readers[name] = JournalReader(self.taskdir.journal(name), self.fingerprint, name)
+                self.journals[name] = JournalState(reader.damage)
+            state = self.journals[name]
+            state.error = ""
+            try:
+                for part in (reader, reader.rest()) if final else (reader,):
+                    for entry in part:
+                        if isinstance(entry, dict):
+                            state.notes += 1
+                        else:
+                            state.records += len(entry)
+                        yield name, entry
+            except OSError as error:
+                state.error = f"cannot be read: {error.strerror or error}"
+            state.offset = reader.offset
+
+
+def read_progress(
+    taskdir: TaskDir,
+    fingerprint: str,
+    only: Collection[str] | None = None,
+    restrict: Iterable[Pair] | None = None,
+) -> Progress:
+    """Fold all journals of a task, or those of the allocations in `only`; of the axis all, or the parts in `restrict`."""
+    out, fold, story = Progress(), Fold(), Story(taskdir, fingerprint, only)
+    for name, entry in story.whole():
+        if not isinstance(entry, dict):
+            fold.add(entry, name)
+        elif entry.get("note") == "schema":
+            out.schema = out.schema or str(entry.get("schema") or "")
+        elif entry.get("note") == "end":
+            out.ended[name] = str(entry.get("reason", ""))
+    out.journals = story.journals
+    out.records = sum(state.records for state in story.journals.values())
+    out.done, out.quarantined, out.attempts = fold.result()
+    if restrict is not None:
+        parts = list(restrict)
+        inside = IntervalSet(parts)
+        out.done = IntervalSet(pair for part in inside for pair in out.done.overlap(*part))
+        out.quarantined = IntervalSet(pair for part in inside for pair in out.quarantined.overlap(*part))
+        out.attempts = {event: tried for event, tried in out.attempts.items() if event in inside}
+    return out
+
+
+def done_records(
+    taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None
+) -> tuple[NDArray[Any], NDArray[np.uint32], list[str]]:
+    """What merge chooses its images from: all DONE and PENDING records in journal order, as `stageout.winners` wants them.
+
+    Returns RECORD rows (n,), for each the index of its allocation (n,), and the allocations' names. 68 bytes per record.
+    """
+    rows: list[NDArray[Any]] = [records.new(0)]
+    index: list[NDArray[np.uint32]] = [np.zeros(0, np.uint32)]
+    names: list[str] = []
+    for name, entry in Story(taskdir, fingerprint, only).whole():
+        if isinstance(entry, dict):
+            continue
+        if not names or names[-1] != name:
+            names.append(name)
+        kind = entry["kind"]
+        wanted = entry[(kind == Kind.DONE) | (kind == Kind.PENDING)]
+        rows.append(wanted)
+        index.append(np.full(len(wanted), len(names) - 1, np.uint32))
+    return np.concatenate(rows), np.concatenate(index), names
+
+
+class Fold:
+    """Adds up records, in journal order, to what is done, quarantined and tried."""
+
+    def __init__(self) -> None:
+        self.done, self.quarantined = Sum(), Sum()
+        self._failed: dict[int, list[tuple[str, int]]] = {}
+        self._batch: list[NDArray[Any]] = []
+        self._waiting = 0
+
+    def add(self, rows: NDArray[Any], allocation: str = "") -> None:
+        """`rows` RECORD, shape (n,)."""
+        kind = rows["kind"]
+        counts = np.bincount(kind, minlength=8)
+        if counts[Kind.PENDING]:
+            self._ordered(rows, kind)
+        else:
+            if counts[Kind.DONE]:
+                done = rows if counts[Kind.DONE] == len(rows) else rows[kind == Kind.DONE]
+                self.done.add(done["start"], done["stop"])
+            if counts[Kind.QUARANTINED]:
+                given_up = rows[kind == Kind.QUARANTINED]
+                self.quarantined.add(given_up["start"], given_up["stop"])
+        if counts[Kind.FAILED]:
+            for start, droid in rows[kind == Kind.FAILED][["start", "droid"]].tolist():
+                self._failed.setdefault(start, []).append((allocation, droid))
+
+    def _ordered(self, rows: NDArray[Any], kind: NDArray[np.uint8]) -> None:
+        voids = rows[kind == Kind.PENDING]
+        starts, stops = unite(voids["start"], voids["stop"])
+        for target, name in ((self.done, Kind.DONE), (self.quarantined, Kind.QUARANTINED)):
+            mine = rows[kind == name]
+            touched = overlaps(mine["start"], mine["stop"], starts, stops)
+            target.subtract(starts, stops)
+            target.add(mine["start"][~touched], mine["stop"][~touched])
+        late = {Kind.DONE: IntervalSet(), Kind.QUARANTINED: IntervalSet()}
+        failures: dict[int, int] = {}
+        some = rows[kind != Kind.GRANTED]
+        some = some[overlaps(some["start"], some["stop"], starts, stops)]
+        for row_kind, start, stop in some[["kind", "start", "stop"]].tolist():
+            if row_kind == Kind.PENDING:
+                for each in late.values():
+                    each.remove(start, stop)
+                self._forget(start, stop, failures)
+            elif row_kind in late:
+                late[Kind(row_kind)].add(start, stop)
+            elif row_kind == Kind.FAILED:
+                failures[start] = failures.get(start, 0) + 1
+        for target, name in ((self.done, Kind.DONE), (self.quarantined, Kind.QUARANTINED)):
+            pairs = np.array(list(late[name]), np.int64).reshape(-1, 2)
+            target.add(pairs[:, 0], pairs[:, 1])
+
+    def _forget(self, start: int, stop: int, failures: dict[int, int]) -> None:
+        for each in (self._failed, failures):
+            for event in [event for event in each if start <= event < stop]:  # type: ignore[attr-defined]
+                del each[event]  # type: ignore[attr-defined]
+
+    def result(self) -> tuple[IntervalSet, IntervalSet, dict[int, Tried]]:
+        done = IntervalSet.from_arrays(*self.done.result())
+        self.quarantined.subtract(*self.done.result())
+        quarantined = IntervalSet.from_arrays(*self.quarantined.result())
+        attempts = {
+            event: Tried(len(droids), tuple(droids))
+            for event, droids in self._failed.items()
+            if event not in done and event not in quarantined
+        }
+        return done, quarantined, attempts

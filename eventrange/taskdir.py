@@ -1,0 +1,73 @@
+"""The one place that knows file names inside a task directory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TaskDir:
+    """Paths below one task directory; nothing is created by asking for a path."""
+
+    root: str
+
+    @property
+    def task_file(self) -> str:
+        return os.path.join(self.root, "task.yaml")
+
+    @property
+    def journals(self) -> str:
+        return os.path.join(self.root, "journal")
+
+    @property
+    def indexes(self) -> str:
+        return os.path.join(self.root, "index")
+
+    @property
+    def leases(self) -> str:
+        return os.path.join(self.root, "leases")
+
+    @property
+    def quarantine(self) -> str:
+        return os.path.join(self.root, "quarantine")
+
+    @property
+    def merged(self) -> str:
+        return os.path.join(self.root, "merged")
+
+    @property
+    def report(self) -> str:
+        return os.path.join(self.root, "report.html")
+
+    @property
+    def metrics(self) -> str:
+        return os.path.join(self.root, "metrics.prom")
+
+    def journal(self, allocation: str) -> str:
+        return os.path.join(self.journals, f"{allocation}.yj")
+
+    def segments(self, allocation: str) -> str:
+        return os.path.join(self.root, "segments", allocation)
+
+    def segment(self, allocation: str, droid: int, number: int) -> str:
+        return os.path.join(self.segments(allocation), f"{droid:05d}-{number:04d}.tar")
+
+    def logs(self, allocation: str) -> str:
+        return os.path.join(self.root, "logs", allocation)
+
+    def log(self, allocation: str, rank: int) -> str:
+        return os.path.join(self.logs(allocation), f"rank-{rank:05d}.log")
+
+    def allocations(self) -> list[str]:
+        """Names of all allocations that have a journal, in journal order (L2: by name)."""
+        try:
+            names = os.listdir(self.journals)
+        except FileNotFoundError:
+            return []
+        return sorted(name[:-3] for name in names if name.endswith(".yj"))
+
+    def make(self) -> None:
+        """Create the folders every allocation needs."""
+        for path in (self.root, self.journals, self.leases, self.indexes, os.path.join(self.root, "segments")):
+            os.makedirs(path, exist_ok=True)
