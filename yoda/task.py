@@ -16,7 +16,6 @@ import errno
 import hashlib
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -124,7 +123,8 @@ def open_task(
         except OSError as error:
             raise explain(error, error.filename or taskdir.root) from error
         fresh = _freeze(job, axis() if callable(axis) else axis)
-        if taskdir.allocations() and not _journals_fit(taskdir, fresh):
+        orphaned = taskdir.allocations() and not os.path.lexists(taskdir.task_file)
+        if orphaned and not _journals_fit(taskdir, fresh):
             raise NotATask(path=taskdir.root, detail="it has no task.yaml, and its journals are not of this job")
         if _create(taskdir, _text(fresh), files, link):
             return fresh
@@ -310,10 +310,6 @@ def _sha256(path: str | None) -> str | None:
 
 def _check_directory(taskdir: TaskDir) -> None:
     """A directory without task.yaml may become a task's only if nothing is in it but what a start cut short leaves."""
-    expected = [taskdir.journals, taskdir.indexes, taskdir.leases, taskdir.segments("x"), taskdir.logs("x")]
-    if taskdir.allocations():  # a task that lost its task.yaml; whether it is this one is seen later
-        expected += [taskdir.quarantine, taskdir.merged, taskdir.report, taskdir.metrics]
-    own = {os.path.relpath(path, taskdir.root).split(os.sep)[0] for path in expected}
     try:
         names = sorted(os.listdir(taskdir.root))
     except FileNotFoundError:
@@ -322,9 +318,13 @@ def _check_directory(taskdir: TaskDir) -> None:
         raise NotATask(path=taskdir.root, detail="it is not a directory") from None
     except OSError as error:
         raise explain(error, taskdir.root) from error
+    expected = [taskdir.journals, taskdir.indexes, taskdir.leases, taskdir.segments("x"), taskdir.logs("x")]
+    if taskdir.allocations():  # a task that lost its task.yaml; whether it is this one is seen later
+        expected += [taskdir.quarantine, taskdir.merged, taskdir.report, taskdir.metrics]
+    own = {os.path.relpath(path, taskdir.root).split(os.sep)[0] for path in expected}
     leftover = os.path.basename(taskdir.task_file) + "."
     strange = [name for name in names if name not in own and not name.startswith(leftover)]
-    if strange:
+    if strange and not os.path.lexists(taskdir.task_file):  # or else another allocation made it just now
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
         raise NotATask(
             path=taskdir.root, detail=f"it is not empty and has no task.yaml; in it: {', '.join(strange[:3])}{more}"
@@ -378,7 +378,7 @@ def _replace(taskdir: TaskDir, text: str, files: Files) -> None:
 
 def _temporary(taskdir: TaskDir) -> str:
     # Allocations on other nodes write here too, and process numbers repeat between nodes.
-    return f"{taskdir.task_file}.{socket.gethostname()}.{os.getpid()}"
+    return f"{taskdir.task_file}.{os.urandom(6).hex()}"
 
 
 def _text(frozen: Frozen) -> str:
