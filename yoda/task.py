@@ -200,7 +200,7 @@ def _resume(
     if [file.path for file in now.inputs.files] != [file.path for file in present.inputs.files]:
         now = _freeze(job, axis() if callable(axis) else axis)  # the files have moved: their events are counted again
         _check_same(taskdir, present, now)
-    if _text(now) != _text(present):
+    if _canonical(msgspec.to_builtins(now)) != _canonical(msgspec.to_builtins(present)):
         _replace(taskdir, _text(now), files)
     elif not os.access(taskdir.root, os.W_OK):
         raise explain(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), taskdir.root)
