@@ -1,0 +1,356 @@
+"""Images from anywhere -> the final files, every event exactly once, the same bytes from any history.
+
+The layout is decided over the whole task: a field whose first axis has the same length in every event is stored fixed,
+any other one with its counts. That is known only at the end, so the merge begins with what a few images spread over the
+axis say, and starts again with one more field jagged when an event contradicts. Nothing is at its final name before all
+files are complete and durable; `merge.json` comes last and is what says that a merge happened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eventrange.durable import FILES, Files, explain, write_file
+from eventrange.errors import ImageDamaged, MergeIncomplete
+from eventrange.fields import Image, schema_of
+from eventrange.image import read
+from eventrange.segment import digest, verify
+from stageout.finalfile import FinalFile, Layout
+from stageout.layout import FieldVaries, fit, layouts_of, length
+from stageout.winners import PLACED, common, gaps, joined, winners
+
+__all__ = ["PLACED", "Merged", "gaps", "merge", "winners"]
+
+VERSION = 1
+#: reads the image of one row of PLACED; raises ImageDamaged where it cannot. Called from `readers` threads.
+Fetch = Callable[[Any], bytes]
+
+_BATCH_ROWS, _BATCH_BYTES = 256, 8 * 2**20
+_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge made. Intervals are [start, stop) pairs (k, 2) on the axis; `damaged` are rows of PLACED."""
+
+    files: list[str]
+    events: int  #: in the files
+    missing: NDArray[np.int64]  #: in no file though not quarantined (only with `partial`)
+    quarantined: NDArray[np.int64]  #: in no file because they were given up
+    damaged: NDArray[Any]  #: images that could not be used: their events should become pending
+    jagged: frozenset[str]
+    fresh: bool  #: False: everything was there already and intact
+
+
+@dataclass
+class _Plan:
+    """One merge: what is asked, and what has been learned while doing it."""
+
+    placed: NDArray[Any]
+    fetch: Fetch
+    readers: int
+    jagged: frozenset[str]
+    partial: bool
+    schema: str = ""
+    damaged: dict[int, ImageDamaged] = field(default_factory=dict)
+
+
+def merge(
+    placed: NDArray[Any],
+    fetch: Fetch,
+    folder: str,
+    name: str,
+    events: int,
+    *,
+    fingerprint: str = "",
+    attributes: Mapping[str, Any] | None = None,
+    quarantined: NDArray[np.int64] | None = None,
+    compression: str = "gzip",
+    level: int = 4,
+    events_per_file: int | None = None,
+    jagged: Collection[str] = (),
+    partial: bool = False,
+    threads: int | None = None,
+    readers: int = 1,
+    files: Files = FILES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Merged:
+    """Write `folder`/`name`.h5 (`name`-00000.h5 ... with `events_per_file` positions of the axis each) and merge.json.
+
+    `placed` (k,) of PLACED as `winners` gives it, of a task of `events` events; `quarantined` (m, 2) intervals that
+    need not be there. `jagged` fields get counts even if they do not vary. `attributes` go on every file.
+    `progress(done, all)` counts events. Bytes do not depend on `threads` (compressing) or `readers`.
+
+    Raises MergeIncomplete when events are missing or images damaged and not `partial`; its `values["damaged"]` are the
+    rows of `placed` that could not be used, after looking at every image. CannotWrite leaves the old files as they
+    were; FieldsChanged names the event that does not fit.
+    """
+    lost = gaps(np.stack((placed["keep_start"], placed["keep_stop"]), axis=1), 0, events)
+    given_up = common(lost, quarantined)
+    missing = common(lost, gaps(given_up, 0, events))
+    if len(missing) and not partial:
+        raise _incomplete(missing, events, placed[:0])
+    request = {
+        "version": VERSION,
+        "task": name,
+        "fingerprint": fingerprint,
+        "attributes": {key: str(value) for key, value in sorted((attributes or {}).items())},
+        "axis": events,
+        "quarantined": given_up.tolist(),
+        "missing": missing.tolist(),
+        "compression": [compression, level],
+        "events_per_file": events_per_file,
+        "jagged": sorted(jagged),
+    }
+    notes = os.path.join(folder, "merge.json")
+    old = _load(notes)
+    if old.get("request") == request and _current(folder, old):
+        return Merged(
+            [entry["name"] for entry in old["files"]],
+            old["events"],
+            missing,
+            given_up,
+            placed[:0],
+            frozenset(old["jagged"]),
+            False,
+        )
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise explain(error, folder) from error
+    plan = _Plan(placed, fetch, max(1, readers), frozenset(jagged), partial)
+    threads = min(4, len(os.sched_getaffinity(0))) if threads is None else threads
+    names = [f"{name}.h5"]
+    if events_per_file is not None:
+        names = [f"{name}-{number:05d}.h5" for number in range(max(1, -(-events // events_per_file)))]
+    paths = [os.path.join(folder, entry) for entry in names]
+    step = events_per_file or max(events, 1)
+    extra = dict(attributes or {}) | {"task": name, "fingerprint": fingerprint}
+    temporaries = [f"{path}.tmp" for path in paths]
+    try:
+        _sample(plan)
+        while True:
+            try:
+                layouts = _layouts(plan)
+                counts = _write(
+                    plan, layouts, temporaries, step, events, extra, compression, level, threads, files, progress
+                )
+                break
+            except FieldVaries as found:
+                plan.jagged |= found.names
+        bad = placed[sorted(plan.damaged)]
+        if len(bad):
+            pieces = np.stack((bad["keep_start"], bad["keep_stop"]), axis=1)
+            missing = joined(np.concatenate((missing, pieces)))
+            if not partial:
+                raise _incomplete(missing, events, bad, next(iter(plan.damaged.values())))
+        described = []
+        for temporary, entry, count in zip(temporaries, names, counts, strict=True):
+            size, _, sha256 = digest(temporary)
+            described.append({"name": entry, "events": count, "size": size, "sha256": sha256})
+        _publish(temporaries, paths, folder, files)
+    except OSError as error:
+        raise explain(error, folder) from error
+    finally:
+        for temporary in temporaries:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+    request["missing"] = missing.tolist()
+    document = {
+        "version": VERSION,
+        "request": request,
+        "events": sum(counts),
+        "missing": missing.tolist(),
+        "quarantined": given_up.tolist(),
+        "jagged": sorted(layout.name for layout in layouts if layout.jagged),
+        "files": described,
+    }
+    write_file(notes, (json.dumps(document, indent=1) + "\n").encode(), files)
+    for entry in old.get("files", []):
+        if entry["name"] not in names and os.path.exists(os.path.join(folder, entry["name"])):
+            os.unlink(os.path.join(folder, entry["name"]))  # of a merge with another events_per_file
+    return Merged(names, sum(counts), missing, given_up, bad, frozenset(document["jagged"]), True)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _images(plan: _Plan, rows: NDArray[np.int64]) -> Generator[tuple[int, Image | None], None, None]:
+    """(row, its image cut to what wins, or None if damaged), in order; read ahead by threads in small batches."""
+    sizes = np.cumsum(plan.placed["size"][rows].astype(np.int64))
+    cuts, at = [0], 0
+    while at < len(rows):
+        base = int(sizes[at - 1]) if at else 0
+        at = max(at + 1, min(at + _BATCH_ROWS, int(np.searchsorted(sizes, base + _BATCH_BYTES))))
+        cuts.append(at)
+    batches = iter([rows[low:high] for low, high in pairwise(cuts)])
+    waiting: deque[Future[list[tuple[int, Image | ImageDamaged]]]] = deque()
+    with ThreadPoolExecutor(plan.readers) as pool:
+        try:
+            while True:
+                while len(waiting) <= plan.readers and (batch := next(batches, None)) is not None:
+                    waiting.append(pool.submit(_read_batch, plan, batch))
+                if not waiting:
+                    return
+                for row, found in waiting.popleft().result():
+                    if isinstance(found, ImageDamaged):
+                        plan.damaged[row] = found
+                        yield row, None
+                    else:
+                        yield row, found
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _read_batch(plan: _Plan, rows: NDArray[np.int64]) -> list[tuple[int, Image | ImageDamaged]]:
+    out: list[tuple[int, Image | ImageDamaged]] = []
+    for row in rows.tolist():
+        if row in plan.damaged:
+            out.append((row, plan.damaged[row]))
+            continue
+        try:
+            out.append((row, _read_one(plan, plan.placed[row])))
+        except ImageDamaged as error:
+            out.append((row, error))
+    return out
+
+
+def _read_one(plan: _Plan, row: Any) -> Image:
+    start, stop = int(row["start"]), int(row["stop"])
+    first, last = int(row["keep_start"]), int(row["keep_stop"])
+    where = f"segment {row['segment']} of droid {row['droid']}"
+    if not row["size"]:
+        raise ImageDamaged(path=where, offset=0, detail=f"no image was written for events {start} to {stop}")
+    data = plan.fetch(row)
+    verify(data, int(row["size"]), int(row["checksum"]), where, int(row["offset"]))
+    image = read(data)
+    positions = image.positions
+    # np.array_equal with a fresh arange: two events swapped would be two events wrong
+    if len(positions) != stop - start or not (positions == np.arange(start, stop)).all():
+        raise ImageDamaged(path=where, offset=int(row["offset"]), detail=f"holds other events than {start} to {stop}")
+    return image if (first, last) == (start, stop) else image.select(slice(first - start, last - start))
+
+
+def _sample(plan: _Plan) -> None:
+    """Look at a few images over the whole axis: what varies between them need not be found out by starting again."""
+    some = np.unique(np.linspace(0, len(plan.placed) - 1, _SAMPLES).astype(np.int64)) if len(plan.placed) else ()
+    seen: dict[str, Any] = {}
+    for _, image in _images(plan, np.asarray(some, np.int64)):
+        if image is None:
+            continue
+        for name, column in image.fields.items():
+            rows = length(column)
+            if rows is not None and seen.setdefault(name, rows) != rows:
+                plan.jagged |= {name}
+
+
+def _layouts(plan: _Plan) -> list[Layout]:
+    """The layout the first readable image asks for."""
+    with closing(_images(plan, np.arange(len(plan.placed)))) as images:
+        for _, image in images:
+            if image is not None:
+                plan.schema = schema_of(image.fields)
+                return layouts_of(image, plan.jagged)
+    return []
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    plan: _Plan,
+    layouts: list[Layout],
+    paths: list[str],
+    step: int,
+    events: int,
+    attributes: dict[str, Any],
+    compression: str,
+    level: int,
+    threads: int,
+    files: Files,
+    progress: Callable[[int, int], None] | None,
+) -> list[int]:
+    """Write one file per `step` positions; returns the number of events in each. After damage only look on."""
+    counts: list[int] = []
+    done = 0
+    rest: Image | None = None
+    with closing(_images(plan, np.arange(len(plan.placed)))) as images:
+        for number, path in enumerate(paths):
+            stop = min(events, (number + 1) * step)
+            out = FinalFile(path, layouts, compression, level, threads, files)
+            try:
+                while True:
+                    image, rest = rest, None
+                    if image is None:
+                        image = next((found for _, found in images if found is not None), None)
+                    if image is None:
+                        break
+                    inside = int(np.searchsorted(image.positions, stop))
+                    if inside < len(image.positions):
+                        rest = image.select(slice(inside, None))
+                        image = image.select(slice(0, inside))
+                    if inside and (plan.partial or not plan.damaged):
+                        out.add(image.positions, fit(layouts, plan.schema, image))
+                    done += inside
+                    if progress is not None:
+                        progress(done, events)
+                    if rest is not None:
+                        break
+                counts.append(out.events)
+                out.finish(attributes | {"events": out.events, "first": number * step, "stop": stop})
+            except BaseException:
+                out.abandon()
+                raise
+    return counts
+
+
+def _publish(temporaries: list[str], paths: list[str], folder: str, files: Files) -> None:
+    for temporary, path in zip(temporaries, paths, strict=True):
+        try:
+            files.replace(temporary, path)
+        except OSError as error:
+            raise explain(error, path) from error
+    files.fsync_folder(folder)
+
+
+def _load(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and found.get("version") == VERSION else {}
+
+
+def _current(folder: str, notes: Mapping[str, Any]) -> bool:
+    for entry in notes["files"]:
+        path = os.path.join(folder, entry["name"])
+        try:
+            if os.path.getsize(path) != entry["size"] or digest(path)[2] != entry["sha256"]:
+                return False
+        except OSError:
+            return False
+    return True
+
+
+def _incomplete(
+    missing: NDArray[np.int64], events: int, damaged: NDArray[Any], why: ImageDamaged | None = None
+) -> MergeIncomplete:
+    shown = ", ".join(f"[{start}, {stop})" for start, stop in missing[:8].tolist())
+    shown += f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+    if why is not None:
+        shown += f" ({why.what.format(**why.values)})"
+    count = int((missing[:, 1] - missing[:, 0]).sum())
+    return MergeIncomplete(missing=count, events=events, ranges=shown, intervals=missing, damaged=damaged)

@@ -1,0 +1,109 @@
+"""Merging beside copying: the byte rate of `merge` over that of h5py copying the same datasets, chunks and codec."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import h5py
+import numpy as np
+
+from eventrange import image, records
+from eventrange.segment import SegmentReader, SegmentWriter, checksum
+from stageout.merge import merge, winners
+
+
+def _write(folder: str, events: list[dict[str, Any]], size: int) -> tuple[Any, Callable[[Any], bytes], SegmentReader]:
+    path = os.path.join(folder, "0.tar")
+    writer = SegmentWriter(path)
+    rows = records.new(-(-len(events) // size), kind=records.Kind.DONE)
+    for row, start in zip(rows, range(0, len(events), size), strict=True):
+        part = events[start : start + size]
+        data = image.build(start, None, part, {"task": "bench"})
+        row["start"], row["stop"] = start, start + len(part)
+        row["offset"] = writer.append(f"bench.{start + 1}-{start + len(part)}.h5", data)
+        row["size"], row["checksum"] = len(data), checksum(data)
+    writer.seal()
+    reader = SegmentReader()
+
+    def fetch(row: Any) -> bytes:
+        return reader.read(path, int(row["offset"]), int(row["size"]), int(row["checksum"]))
+
+    return winners(rows), fetch, reader
+
+
+def _copy(source: str, target: str) -> None:
+    with h5py.File(source) as old, h5py.File(target, "w") as new:
+        for name, data in old.items():
+            made = new.create_dataset(
+                name,
+                data.shape,
+                data.dtype,
+                chunks=data.chunks,
+                compression=data.compression,
+                compression_opts=data.compression_opts,
+                shuffle=data.shuffle,
+            )
+            step = max(1, 2**20 // max(1, data.chunks[0] * data.dtype.itemsize)) * data.chunks[0]
+            for start in range(0, len(data), step):
+                made[start : start + step] = data[start : start + step]
+
+
+def _case(events: list[dict[str, Any]], size: int, compression: str, repeat: int = 3) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        placed, fetch, reader = _write(folder, events, size)
+        merging: list[float] = []
+        alone: list[float] = []
+        copying: list[float] = []
+        for number in range(repeat):
+            for threads, times in ((None, merging), (1, alone)):
+                begin = time.perf_counter()
+                out = os.path.join(folder, f"{number}-{threads}")
+                merge(placed, fetch, out, "bench", len(events), compression=compression, threads=threads)
+                times.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            _copy(os.path.join(out, "bench.h5"), os.path.join(folder, "copy.h5"))
+            copying.append(time.perf_counter() - begin)
+        reader.close()
+        with h5py.File(os.path.join(out, "bench.h5")) as file:
+            size_mb = sum(data.size * data.dtype.itemsize for data in file.values()) / 1e6
+    best = {"merge": statistics.median(merging), "one": statistics.median(alone), "copy": statistics.median(copying)}
+    return {
+        "megabytes": size_mb,
+        "merge_mb_per_s": size_mb / best["merge"],
+        "merge_one_thread_mb_per_s": size_mb / best["one"],
+        "copy_mb_per_s": size_mb / best["copy"],
+        "ratio": best["copy"] / best["merge"],
+        "ratio_one_thread": best["copy"] / best["one"],
+    }
+
+
+def run() -> dict[str, Any]:
+    """Byte rates of merge and copy and their ratio (budget: at least 0.8), small and large images, gzip and none."""
+    random = np.random.default_rng(5)
+    small = [
+        {
+            "weight": float(value),
+            "channel": int(value * 10),
+            "met": np.float32(value),
+            "vertex": random.normal(size=3),
+            "jet_pt": random.exponential(size=random.poisson(6)).astype(np.float32),
+        }
+        for value in random.normal(size=100_000)
+    ]
+    large = [{"hits": random.normal(size=(random.integers(900, 1100), 4)), "id": n} for n in range(2000)]
+    return {
+        "small_images_gzip": _case(small, 100, "gzip"),
+        "small_images_none": _case(small, 100, "none"),
+        "large_images_gzip": _case(large, 32, "gzip"),
+        "large_images_none": _case(large, 32, "none"),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(), indent=1))
