@@ -149,7 +149,7 @@ class Text:
             raise InputMissing(path=path, detail=error.strerror or str(error)) from error
 
     def piece(self, begin: int, end: int) -> bytes:
-        """Bytes [begin, end) of the text. Raises InputChanged if the file is now shorter, InputDamaged for bad blocks."""
+        """Bytes [begin, end) of the text. Raises InputChanged if the file became shorter, InputDamaged."""
         if self._whole is not None:
             return self._whole[begin:end]
         if self._starts is None:

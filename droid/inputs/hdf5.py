@@ -1,12 +1,13 @@
 """HDF5 files with one row per event, jagged fields, and the LHE-in-HDF5 layout.
 
 Three ways to store a varying number of rows per event are met in practice and two are read here: `<field>` with
-`<field>_count` (what this project writes itself), and `layout: lheh5` (`events` with `start` and `nparticles` columns that
-point into `particles`). The third, variable-length types, is just an ordinary dataset to h5py.
+`<field>_count` (what this project writes itself), and `layout: lheh5` (`events` with columns `start` and `nparticles`
+that point into `particles`). The third, variable-length types, is just an ordinary dataset to h5py.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,9 +99,7 @@ def index_hdf5(path: str, options: dict[str, Any]) -> Index:
     """
     unknown = set(options) - _OPTIONS
     if unknown:
-        raise _bad(
-            sorted(unknown)[0], "is no option of the hdf5 format", f"write one of: {', '.join(sorted(_OPTIONS))}"
-        )
+        raise _bad(sorted(unknown)[0], "is no option of format hdf5", f"write one of: {', '.join(sorted(_OPTIONS))}")
     size, mtime_ns = stamp(path)
     index = Index("hdf5", path, size, mtime_ns, 0)
     layout = options.get("layout", "fields")
@@ -138,7 +137,7 @@ def _index_fields(index: Index, group: Any, fields: list[str] | None) -> None:
                 raise InputDamaged(
                     path=index.path,
                     detail=f"{name}{COUNT} does not hold one number of rows per event",
-                    hint=f"it must be a list of integers, zero or larger, that say how many rows of {name} an event has",
+                    hint=f"it must be a list of integers, 0 or more: how many rows of {name} an event has",
                 )
             sums = np.add.reduceat(piece.astype(np.int64), np.arange(0, len(piece), EVERY))
             starts += (rows + np.cumsum(sums)).tolist()
@@ -183,8 +182,8 @@ class HDF5Input:
     """One open HDF5 file: `read` gives a dict per event.
 
     With fields: {field: its row, an array or a NumPy scalar; for a jagged field an array of shape (rows, ...)}.
-    With `layout: lheh5`: {column of `events`: float, ..., "particles": array of shape (nparticles, columns)}, and what the
-    columns of `particles` are is in `particle_columns`.
+    With `layout: lheh5`: {column of `events`: float, ..., "particles": array of shape (nparticles, columns)},
+    and `particle_columns` says what the columns are.
     """
 
     def __init__(self, index: Index, options: dict[str, Any]) -> None:
@@ -232,7 +231,7 @@ class HDF5Input:
             edges = edges[start - anchor * EVERY :]
             rows = dataset[int(edges[0]) : int(edges[-1])]
             inner = (edges - edges[0]).tolist()
-            columns[name] = [rows[a:b] for a, b in zip(inner[:-1], inner[1:], strict=True)]
+            columns[name] = [rows[a:b] for a, b in itertools.pairwise(inner)]
         names = list(columns)
         return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

@@ -87,7 +87,7 @@ class _Scanner:
 
     def _cut(self, byte: int, how: str) -> InputDamaged:
         return self._damaged(
-            f"ends at byte {byte} in or after event {self.offsets.count}, which begins at byte {self.last_event}: {how}",
+            f"ends at byte {byte}, in or after event {self.offsets.count} (from byte {self.last_event}): {how}",
             f"copy it again from its source, or, if it is whole, set inputs.options.{UNCLOSED}: true",
         )
 
@@ -124,7 +124,7 @@ def _check_last(path: str, number: int, event: bytes, version: int) -> None:
     if not (whole and event.endswith(b"\n")):
         raise InputDamaged(
             path=path,
-            detail=f"event {number} is cut in its middle: the file ends after {vertices} vertices, {particles} particles",
+            detail=f"event {number} is cut in its middle: it has {particles} particles, {vertices} vertices",
             hint="copy the file again from its source",
         )
 
@@ -152,7 +152,8 @@ class HepMCInput:
             return []
         first, begin, end = anchors(self.index, start, stop)
         text = b"\n" + self._text.piece(begin, end)
-        starts, ends = [], []  # of events, in this piece
+        starts: list[int] = []  # of events, in this piece
+        ends: list[int] = []
         for match in _TOKEN.finditer(text):
             if len(ends) < len(starts):
                 ends.append(match.start() + 1)

@@ -28,8 +28,8 @@ def plan_axis(
 ) -> Axis:
     """The axis of a task, from its input files in the order given; `events` keeps the first N only.
 
-    Each file is read once, up to `processes` of them at a time in forked processes (so: before MPI is started), and what
-    was learnt is kept in `cache_dir`. A file that is no longer the one kept there raises InputChanged, or, without
+    Each file is read once, up to `processes` of them at a time in forked processes (so: before MPI is started), and
+    what was learnt is kept in `cache_dir`. A file that is no longer the one kept there raises InputChanged, or, without
     `refuse_changed` (a task that has not begun), is read again. Raises also InputMissing, InputDamaged, ExtraMissing,
     CannotWrite, and ConfigError for a wrong option or more events than there are.
     """

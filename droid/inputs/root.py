@@ -3,13 +3,14 @@
 Name the branches that the payload needs (`options: {branches: ["Muon_*"]}`). The default is every branch that can be
 read, and on a file of a thousand branches that is a thousand times the work and the bytes.
 
-Reading one event of a basket costs as much as reading all of it, so `read` takes a whole window of entries at once, some
-megabytes of it, and cuts the ranges that follow out of what it has.
+Reading one event of a basket costs as much as reading all of it, so `read` takes a whole window of entries at once,
+some megabytes of it, and cuts the ranges that follow out of what it has.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from typing import Any
 
 import numpy as np
@@ -150,14 +151,17 @@ def index_root(path: str, options: dict[str, Any]) -> Index:
 class RootInput:
     """One open tree: `read` gives {branch: value} per event.
 
-    A plain branch gives a NumPy scalar, or an array if each entry holds a fixed number; a jagged branch a NumPy array; a
-    string a str; what is more nested than that an `awkward.Array`.
+    A plain branch gives a NumPy scalar, or an array if each entry holds a fixed number; a jagged branch a NumPy array;
+    a string a str; what is more nested than that an `awkward.Array`.
     """
 
     def __init__(self, index: Index) -> None:
         self.index = index
         self._file = _open(index.path, index.size)
-        _, self._tree = _tree(index.path, self._file, index.meta["tree"])
+        try:
+            self._tree = self._file[index.meta["tree"]]
+        except Exception as error:  # as above
+            raise _damaged(index.path, f"its tree {index.meta['tree']!r} cannot be read", error) from error
         self._wanted = frozenset(index.meta["branches"])
         self._begin = self._end = 0
         self._columns: dict[str, tuple[Any, Any]] = {}
@@ -215,4 +219,4 @@ def _cut(column: tuple[Any, Any], low: int, high: int) -> list[Any]:
     if edges is None:
         return list(values[low:high])
     inner = edges[low : high + 1].tolist()
-    return [values[a:b] for a, b in zip(inner[:-1], inner[1:], strict=True)]
+    return [values[a:b] for a, b in itertools.pairwise(inner)]
