@@ -1,10 +1,11 @@
 """What all journals of a task say together: the fold that resume starts from.
 
-Streaming and vectorised: memory is a few blocks of a journal and the holes of the result (L12). Done ranges add up in any
-order; only a PENDING record makes order matter, since it voids what came before it. So each batch of records is split: those
-that meet a PENDING record of the batch are taken one by one, all others by one union.
+Streaming and vectorised: memory is a few blocks of a journal and the holes of the result (L12). Done ranges add up in
+any order; only a PENDING record makes order matter, since it voids what came before it. So each batch of records is
+split: those that meet a PENDING record of the batch are taken one by one, all others by one union.
 
-A journal that cannot be read, is empty, or is no file at all is reported and never refused: its events are simply pending.
+A journal that cannot be read, is empty, or is no file at all is reported and never refused: its events are simply
+pending.
 """
 
 from __future__ import annotations
@@ -17,18 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eventrange import records
-from eventrange.intervals import Array, IntervalSet, Pair
+from eventrange.interval_arrays import Sum, difference, overlaps, unite
+from eventrange.intervals import IntervalSet, Pair
 from eventrange.journal import Damage, Entry, JournalReader
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
-
-_BATCH = 1 << 19  #: intervals sorted at a time
 
 
 class Tried(NamedTuple):
     """Failed attempts at one event so far, and the (allocation, Droid) of each that is known, in order."""
 
-    count: int
+    attempts: int
     droids: tuple[tuple[str, int], ...]
 
 
@@ -143,7 +143,7 @@ def read_progress(
     only: Collection[str] | None = None,
     restrict: Iterable[Pair] | None = None,
 ) -> Progress:
-    """Fold all journals of a task, or those of the allocations in `only`; of the axis all, or the parts in `restrict`."""
+    """Fold all journals of a task, or of the allocations in `only`; of the axis all, or the parts in `restrict`."""
     out, fold, story = Progress(), Fold(), Story(taskdir, fingerprint, only)
     for name, entry in story.whole():
         if not isinstance(entry, dict):
@@ -156,8 +156,7 @@ def read_progress(
     out.records = sum(state.records for state in story.journals.values())
     out.done, out.quarantined, out.attempts = fold.result()
     if restrict is not None:
-        parts = list(restrict)
-        inside = IntervalSet(parts)
+        inside = IntervalSet(restrict)
         out.done = IntervalSet(pair for part in inside for pair in out.done.overlap(*part))
         out.quarantined = IntervalSet(pair for part in inside for pair in out.quarantined.overlap(*part))
         out.attempts = {event: tried for event, tried in out.attempts.items() if event in inside}
@@ -167,9 +166,11 @@ def read_progress(
 def done_records(
     taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None
 ) -> tuple[NDArray[Any], NDArray[np.uint32], list[str]]:
-    """What merge chooses its images from: all DONE and PENDING records in journal order, as `stageout.winners` wants them.
+    """What merge chooses its images from: all DONE and PENDING records in journal order, as `stageout.winners` wants
+    them.
 
-    Returns RECORD rows (n,), for each the index of its allocation (n,), and the allocations' names. 68 bytes per record.
+    Returns RECORD rows (n,), for each the index of its allocation (n,), and the allocations' names. 68 bytes per
+    record.
     """
     rows: list[NDArray[Any]] = [records.new(0)]
     index: list[NDArray[np.uint32]] = [np.zeros(0, np.uint32)]
@@ -192,60 +193,54 @@ class Fold:
     def __init__(self) -> None:
         self.done, self.quarantined = Sum(), Sum()
         self._failed: dict[int, list[tuple[str, int]]] = {}
-        self._batch: list[NDArray[Any]] = []
-        self._waiting = 0
 
     def add(self, rows: NDArray[Any], allocation: str = "") -> None:
         """`rows` RECORD, shape (n,)."""
         kind = rows["kind"]
-        counts = np.bincount(kind, minlength=8)
-        if counts[Kind.PENDING]:
-            self._ordered(rows, kind)
-        else:
-            if counts[Kind.DONE]:
-                done = rows if counts[Kind.DONE] == len(rows) else rows[kind == Kind.DONE]
-                self.done.add(done["start"], done["stop"])
-            if counts[Kind.QUARANTINED]:
-                given_up = rows[kind == Kind.QUARANTINED]
-                self.quarantined.add(given_up["start"], given_up["stop"])
-        if counts[Kind.FAILED]:
-            for start, droid in rows[kind == Kind.FAILED][["start", "droid"]].tolist():
-                self._failed.setdefault(start, []).append((allocation, droid))
-
-    def _ordered(self, rows: NDArray[Any], kind: NDArray[np.uint8]) -> None:
+        if not (kind == Kind.PENDING).any():
+            self._free(rows, kind, allocation)
+            return
         voids = rows[kind == Kind.PENDING]
         starts, stops = unite(voids["start"], voids["stop"])
-        for target, name in ((self.done, Kind.DONE), (self.quarantined, Kind.QUARANTINED)):
-            mine = rows[kind == name]
-            touched = overlaps(mine["start"], mine["stop"], starts, stops)
-            target.subtract(starts, stops)
-            target.add(mine["start"][~touched], mine["stop"][~touched])
-        late = {Kind.DONE: IntervalSet(), Kind.QUARANTINED: IntervalSet()}
-        failures: dict[int, int] = {}
-        some = rows[kind != Kind.GRANTED]
-        some = some[overlaps(some["start"], some["stop"], starts, stops)]
-        for row_kind, start, stop in some[["kind", "start", "stop"]].tolist():
-            if row_kind == Kind.PENDING:
-                for each in late.values():
-                    each.remove(start, stop)
-                self._forget(start, stop, failures)
-            elif row_kind in late:
-                late[Kind(row_kind)].add(start, stop)
-            elif row_kind == Kind.FAILED:
-                failures[start] = failures.get(start, 0) + 1
-        for target, name in ((self.done, Kind.DONE), (self.quarantined, Kind.QUARANTINED)):
-            pairs = np.array(list(late[name]), np.int64).reshape(-1, 2)
-            target.add(pairs[:, 0], pairs[:, 1])
+        self.done.subtract(starts, stops)
+        self.quarantined.subtract(starts, stops)
+        touched = overlaps(rows["start"], rows["stop"], starts, stops)
+        self._free(rows[~touched], kind[~touched], allocation)
+        self._ordered(rows[touched], allocation)
 
-    def _forget(self, start: int, stop: int, failures: dict[int, int]) -> None:
-        for each in (self._failed, failures):
-            for event in [event for event in each if start <= event < stop]:  # type: ignore[attr-defined]
-                del each[event]  # type: ignore[attr-defined]
+    def _free(self, rows: NDArray[Any], kind: NDArray[np.uint8], allocation: str) -> None:
+        counts = np.bincount(kind, minlength=max(Kind) + 1)
+        for target, name in ((self.done, Kind.DONE), (self.quarantined, Kind.QUARANTINED)):
+            if counts[name]:
+                mine = rows if counts[name] == len(rows) else rows[kind == name]
+                target.add(mine["start"], mine["stop"])
+        if counts[Kind.FAILED]:
+            for event, droid in rows[kind == Kind.FAILED][["start", "droid"]].tolist():
+                self._failed.setdefault(event, []).append((allocation, droid))
+
+    def _ordered(self, rows: NDArray[Any], allocation: str) -> None:
+        done, quarantined = IntervalSet(), IntervalSet()
+        for kind, start, stop, droid in rows[["kind", "start", "stop", "droid"]].tolist():
+            if kind == Kind.PENDING:
+                done.remove(start, stop)
+                quarantined.remove(start, stop)
+                known = self._failed
+                for event in range(start, stop) if stop - start <= len(known) else list(known):
+                    if start <= event < stop:
+                        known.pop(event, None)  # a new beginning: old attempts would quarantine it at once
+            elif kind == Kind.DONE:
+                done.add(start, stop)
+            elif kind == Kind.QUARANTINED:
+                quarantined.add(start, stop)
+            elif kind == Kind.FAILED:
+                self._failed.setdefault(start, []).append((allocation, droid))
+        self.done.add(np.array(done.starts, np.int64), np.array(done.stops, np.int64))
+        self.quarantined.add(np.array(quarantined.starts, np.int64), np.array(quarantined.stops, np.int64))
 
     def result(self) -> tuple[IntervalSet, IntervalSet, dict[int, Tried]]:
+        """(done, quarantined and not done, failed and neither of these)"""
         done = IntervalSet.from_arrays(*self.done.result())
-        self.quarantined.subtract(*self.done.result())
-        quarantined = IntervalSet.from_arrays(*self.quarantined.result())
+        quarantined = IntervalSet.from_arrays(*difference(*self.quarantined.result(), *self.done.result()))
         attempts = {
             event: Tried(len(droids), tuple(droids))
             for event, droids in self._failed.items()

@@ -24,7 +24,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,13 +148,12 @@ class Damage:
         )
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(NamedTuple):
     own: bool
     version: int
     kind: int
     sequence: int
-    count: int
+    number: int  # of records
     nbytes: int
     crc: int
 
@@ -182,7 +181,7 @@ class JournalReader:
         return self._open(final=False)
 
     def rest(self) -> Iterator[Entry]:
-        """What can still be read of the tail. It ends the reader: a writer that goes on would not be followed rightly."""
+        """What can still be read of the tail. It ends the reader: no writer can be followed after it."""
         return self._open(final=True)
 
     def _open(self, final: bool) -> Iterator[Entry]:
@@ -344,7 +343,7 @@ class JournalReader:
                 if head.kind == NOTE:
                     self.damage.notes_lost += 1
                 elif head.kind == RECORDS:
-                    self._owed[head.sequence] = head.count - len(self._saved.setdefault(head.sequence, set()))
+                    self._owed[head.sequence] = head.number - len(self._saved.setdefault(head.sequence, set()))
         # The frames that can be here are those missing so far, and new ones up to the header that ends this place.
         after = self._header(data, stop)
         upper = after.sequence if after is not None and after.own else self._next + salvage.WINDOW
