@@ -194,7 +194,7 @@ def load(spec: str, options: Mapping[str, Any] | None = None) -> Payload:
     """
     options = dict(options or {})
     place, colon, name = spec.rpartition(":")
-    if not (colon and place and name.isidentifier()):
+    if not (colon and place and all(part.isidentifier() for part in name.split("."))):
         raise PayloadError(
             payload=spec,
             detail="does not say which class or function to use",
@@ -250,7 +250,9 @@ def _module(spec: str, name: str) -> ModuleType:
 
 
 def _named(spec: str, module: ModuleType, name: str) -> Any:
-    target = getattr(module, name, None)
+    target: Any = module
+    for part in name.split("."):
+        target = getattr(target, part, None)
     if target is None:
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise PayloadName(
