@@ -123,7 +123,7 @@ def write_root(path: Path, events: int, kind: str = "ttree") -> str:
         "x": np.arange(events) * 1.5,
         "n": np.arange(events, dtype="i4"),
         "jagged": awkward.values_astype(
-            awkward.Array([[i + 0.25 * k for k in range(i % 4)] for i in range(events)]), "float64"
+            awkward.Array([[i + 0.25 * k for k in range(i % 4)] for i in range(events + 1)])[:events], "float64"
         ),
     }
     with uproot.recreate(path) as file:
@@ -134,5 +134,5 @@ def write_root(path: Path, events: int, kind: str = "ttree") -> str:
                 part = {name: values[begin : begin + 10] for name, values in data.items()}
                 file["t"].extend(part | {"vector": vector[begin : begin + 10]})
         else:
-            file.mkrntuple("t", data | {"name": awkward.Array([f"event {i}" for i in range(events)])})
+            file.mkrntuple("t", data | {"name": awkward.Array([f"event {i}" for i in range(events + 1)])[:events]})
     return str(path)
