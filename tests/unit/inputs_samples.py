@@ -123,7 +123,7 @@ def write_root(path: Path, events: int, kind: str = "ttree") -> str:
         "x": np.arange(events) * 1.5,
         "n": np.arange(events, dtype="i4"),
         "jagged": awkward.values_astype(
-            awkward.Array([[i + 0.25 * k for k in range(i % 4)] for i in range(events + 1)])[:events], "float64"
+            awkward.Array([[i + 0.25 * k for k in range(i % 4)] for i in range(events + 4)])[:events], "float64"
         ),
     }
     with uproot.recreate(path) as file:

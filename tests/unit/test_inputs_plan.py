@@ -281,6 +281,6 @@ def test_index_file_without_cache(tmp_path: Path) -> None:
 def test_an_error_comes_back_from_another_process(tmp_path: Path) -> None:
     files = [make("lhe", tmp_path, f"{i}.lhe", 5) for i in range(4)]
     Path(files[2]).write_bytes(lhe_text(5)[:-40])
-    with pytest.raises(InputDamaged, match="2.lhe: event 5, which begins at byte") as caught:
+    with pytest.raises(InputDamaged, match=r"2\.lhe: event 5, which begins at byte") as caught:
         plan_axis("lhe", files, None, {}, tmp_path / "index", 2)
     assert caught.value.exit_code == 65
