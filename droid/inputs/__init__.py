@@ -20,7 +20,7 @@ from droid.inputs.formats import FORMATS, Input, index_file, open_input
 from droid.inputs.index import Index, index_path
 from droid.inputs.plan import plan_axis
 from eventrange.axis import Axis
-from eventrange.errors import InputChanged
+from eventrange.errors import InputChanged, InputDamaged
 
 KEEP_OPEN = 4
 """Files a worker keeps open: ranges come in runs from one file, and 128 workers share the node's descriptors."""
@@ -54,7 +54,14 @@ class InputSet:
             return list(range(start, stop))
         events: list[Any] = []
         for number, low, high in self.axis.pieces(start, stop):
-            events.extend(self._input(number).read(low, high))
+            found = self._input(number).read(low, high)
+            if len(found) != high - low:  # whatever a reader does, an event must not get lost or shift the others
+                raise InputDamaged(
+                    path=self.axis.files[number].path,
+                    detail=f"gave {len(found)} events for events {low + 1} to {high}",
+                    hint="copy the file again from its source; if it is whole, report this",
+                )
+            events.extend(found)
         return events
 
     def input(self, position: int) -> Input:

@@ -192,6 +192,8 @@ class RootInput:
             )
             self._columns = {name: _column(whole[name]) for name in whole.fields}
             size = whole.nbytes
+            if len(whole) != end - begin or not self._columns:
+                raise ValueError(f"{len(whole)} entries of {len(self._columns)} branches found")
         except Exception as error:  # as above
             self._columns, self._begin, self._end = {}, 0, 0
             raise _damaged(self.index.path, f"entries {begin} to {end} cannot be read", error) from error

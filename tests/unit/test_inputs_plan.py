@@ -226,6 +226,18 @@ def test_axis_and_index_disagree(tmp_path: Path) -> None:
         InputSet("lhe", Axis([(path, 6)]), tmp_path / "index", {}).read(5, 6)
 
 
+def test_a_reader_that_loses_events_is_found_out(tmp_path: Path) -> None:
+    events = InputSet("lhe", plan_axis("lhe", [make("lhe", tmp_path, "a.lhe", 5)], None, {}, tmp_path / "i"), tmp_path)
+
+    class Loses:
+        def read(self, start: int, stop: int) -> list[int]:
+            return list(range(start, stop - 1))
+
+    events._open[0] = Loses()  # type: ignore[assignment]
+    with pytest.raises(InputDamaged, match="gave 2 events for events 2 to 4"):
+        events.read(1, 4)
+
+
 def test_the_cache_cannot_be_written(tmp_path: Path) -> None:
     path = make("lhe", tmp_path, "a.lhe", 5)
     (tmp_path / "index").touch()
