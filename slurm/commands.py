@@ -1,7 +1,7 @@
 """How this room talks to Slurm: one function type that runs a command, passed in everywhere, and the real one.
 
-Whoever calls from a rank after MPI_Init passes a runner that does not fork there (the zygote's, say); tests pass recorded
-outputs or a runner that enters a test cluster.
+Whoever calls from a rank after MPI_Init passes a runner that does not fork there (the zygote's, say); tests pass
+recorded outputs or a runner that enters a test cluster.
 """
 
 from __future__ import annotations
@@ -50,5 +50,7 @@ def output_of(run: Runner, argv: Sequence[str], stdin: str | None = None) -> str
     if ran.code == NOT_FOUND:
         raise SlurmMissing(command=argv[0])
     if ran.code:
-        raise SlurmSilent(command=" ".join(argv), detail=(ran.err.strip() or ran.out.strip() or f"exit code {ran.code}"))
+        raise SlurmSilent(
+            command=" ".join(argv), detail=(ran.err.strip() or ran.out.strip() or f"exit code {ran.code}")
+        )
     return ran.out

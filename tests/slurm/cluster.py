@@ -27,6 +27,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slurm.commands import Ran
+from slurm.environment import expand
+
 HOW_TO_GET = "apt-get install --no-install-recommends slurm-wlm munge"
 NEEDED = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
 NET = "10.79.0"
@@ -44,8 +47,8 @@ class Options:
     grace: int = 0
     kill_wait: int = 2
     slurmd_timeout: int = 10
-    # munge credentials live this long, and a requeued job may not start again before (Slurm's default: 120 s)
-    cred_expire: int = 2
+    # munge credentials live this long, and a requeued job may not start again before (less than 5 counts as 120)
+    cred_expire: int = 5
     send_user_signal: bool = True
     task_plugin: str = "task/none"
 
@@ -128,6 +131,9 @@ class Cluster:
             for k, v in os.environ.items()
             if not k.startswith(("SLURM_", "SBATCH_", "SRUN_", "PMI", "OMPI_", "PMIX_"))
         }
+        if self.options.netns:
+            # each node has its own /dev/shm; MPI names its files by host and process id, which clusters share
+            kept["TMPDIR"] = "/dev/shm"
         return {**kept, "SLURM_CONF": str(self.conf), "PATH": search_path()}
 
     # --- use ----------------------------------------------------------------------------------------------------------
@@ -170,6 +176,11 @@ class Cluster:
             raise RuntimeError(f"{' '.join(argv)} gave {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
         return done
 
+    def runner(self, argv: Sequence[str], stdin: str | None = None) -> Ran:
+        """What the code under test is given to run Slurm's commands with."""
+        done = self.run(argv, input=stdin)
+        return Ran(done.returncode, done.stdout, done.stderr)
+
     def sbatch(self, script: str, *options: str) -> int:
         """Submit a script (its text); returns the job id."""
         done = self.run(["sbatch", "--parsable", f"--chdir={self.folder}", *options], input=script, check=True)
@@ -179,6 +190,9 @@ class Cluster:
         """All `scontrol show job` says; empty if the job is no longer known."""
         line = self.run(["scontrol", "show", "job", "-o", str(jobid)]).stdout.strip()
         return dict(re.findall(r"(\w+(?:/\w+)?(?::\w+)?)=(\S*)", line))
+
+    def nodes_of(self, jobid: int) -> list[str]:
+        return expand(self.job(jobid)["NodeList"])
 
     def state(self, jobid: int) -> str:
         return self.job(jobid).get("JobState", "")

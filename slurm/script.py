@@ -1,0 +1,198 @@
+"""Job and site -> an sbatch script that a person can read, keep and submit by hand.
+
+What the script has to get right (each measured on a real Slurm, see tests/slurm):
+
+* **The launcher's exit code says nothing.** Open MPI's mpirun returns 0 when Slurm killed its daemons or a node died.
+  Only the file YODA_EXIT_FILE, which Yoda writes last, counts; no file means there is work left.
+* **A script that ends is a finished job.** While there is work left it asks Slurm to requeue the job and then waits to
+  be killed. Slurm requeues preempted jobs by itself, but only if the script is still there.
+* **A cancelled job stays cancelled.** Asking to requeue would bring it back. While a job ends, Slurm calls it
+  COMPLETING whatever the reason, so the script asks for a requeue only while it is RUNNING or was ended by its time
+  limit.
+* **TIMEOUT is not requeued by Slurm**, so some seconds before the end the script requeues whatever Yoda is still doing:
+  a kill costs the events in flight, a job that is not requeued costs the night.
+* **Slurm signals in several ways.** `--signal=B:USR1@N` reaches the shell alone, before the end or at the start of a
+  grace time; SIGTERM reaches every process of the job, which is why the launcher gets its own session, and why whatever
+  arrives is passed on as USR1 (srun and mpiexec end the job on SIGTERM).
+* **`wait` returns when a trap ran**, so it stands in a loop.
+* **A launcher that cannot start must not be requeued for ever**: three starts in a row that end within a minute,
+  without a warning, without a preemption and without a word from Yoda, end the job.
+
+Placement: one rank more than nodes, the extra one being Yoda, on the first node. Asking sbatch for one task per node
+and the launcher for nodes + 1 ranks needs the environment below: Open MPI counts one slot per node and binds each rank
+to one core, `srun` refuses the extra task and binds too. With it mpiexec of Open MPI and MPICH and srun all put two
+ranks on the first node, one on each other, all of them free to use every core of theirs.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from slurm.site import SlurmSite, clock_text, seconds
+
+DEFAULT_LAUNCHER = "mpiexec -n {ranks}"
+# Yoda must be gone before Slurm's own kill; slurmctld looks for ended jobs every few seconds and answers a requeue in
+# less
+LAST_MOMENT = 20
+MAX_SILENT_STARTS = 3
+
+
+def sbatch_script(
+    job_name: str,
+    site: SlurmSite,
+    command: Sequence[str],
+    *,
+    script_path: Path,
+    logs: Path,
+    launcher: str = DEFAULT_LAUNCHER,
+    workdir: Path | None = None,
+) -> str:
+    """The text of the script that works on a task until it is complete.
+
+    `command` is what every rank runs, such as `["yoda", "run", "job.yaml"]`; `script_path` is where the caller will
+    write the text (needed to submit it again); `logs` an existing folder every node sees; `launcher` may use `{ranks}`
+    and `{nodes}`.
+    """
+    lead = seconds(site.signal_before_end)
+    start = launcher.replace("{ranks}", '"$RANKS"').replace("{nodes}", '"$SLURM_JOB_NUM_NODES"')
+    return _TEMPLATE.format(
+        name=job_name,
+        sbatch="\n".join(f"#SBATCH {option}" for option in sbatch_options(job_name, site, logs)),
+        cd=f"cd {shlex.quote(str(workdir))} || exit 78\n" if workdir else "",
+        setup="\n".join(site.setup_lines) or "# (none in the site file)",
+        logs=shlex.quote(str(logs)),
+        script=shlex.quote(str(script_path)),
+        start=f"{start} {shlex.join(command)}",
+        patience=max(1, lead - LAST_MOMENT) if lead > 2 * LAST_MOMENT else max(1, lead // 2),
+        silent=MAX_SILENT_STARTS,
+        requeue=_REQUEUE if site.requeue else _NO_REQUEUE,
+    )
+
+
+def sbatch_options(job_name: str, site: SlurmSite, logs: Path) -> list[str]:
+    """The options for sbatch that describe one allocation."""
+    given: list[tuple[str, object]] = [
+        ("job-name", job_name),
+        ("partition", site.partition),
+        ("account", site.account),
+        ("qos", site.qos),
+        ("constraint", site.constraint),
+        ("reservation", site.reservation),
+        ("gres", site.gres),
+        ("nodes", site.nodes),
+        ("ntasks-per-node", 1),
+        ("cpus-per-task", site.cpus_per_node),
+        ("exclusive", site.exclusive),
+        ("time", clock_text(seconds(site.time))),
+        ("time-min", clock_text(site.shortest) if site.time_min is not None else None),
+        ("requeue" if site.requeue else "no-requeue", True),
+        ("open-mode", "append"),
+        ("signal", f"B:USR1@{seconds(site.signal_before_end)}"),
+        ("output", str(logs).replace("%", "%%") + "/slurm-%j.out"),
+    ]
+    options = [_option(key, value) for key, value in given if value is not None and value is not False]
+    return options + [_quoted(option) for option in site.extra]
+
+
+def _option(key: str, value: object) -> str:
+    return f"--{key}" if value is True else _quoted(f"--{key}={value}")
+
+
+def _quoted(option: str) -> str:
+    """An #SBATCH line is split at blanks unless they stand in double quotes."""
+    key, equals, value = option.partition("=")
+    if equals and any(character in value for character in " \t#'"):
+        return f'{key}="{value}"'
+    return option
+
+
+_REQUEUE = 'scontrol requeue "$SLURM_JOB_ID" || sbatch "$script"'
+_NO_REQUEUE = 'sbatch "$script"'
+
+_TEMPLATE = """\
+#!/bin/bash
+# One allocation of task {name}, written by `yoda submit`. It can be kept, changed and submitted by hand.
+# Exit codes: 0 complete, 65 complete but events are quarantined, 73 cannot write, 78 configuration, 75 work is left.
+{sbatch}
+
+# --- site
+{setup}
+
+# --- ranks: one Droid per node, and Yoda beside the first
+{cd}RANKS=$((SLURM_JOB_NUM_NODES + 1))
+# every Droid may use all cores of its node, and the extra rank has no slot: for Open MPI 5, Open MPI 4, srun
+export PRTE_MCA_rmaps_default_mapping_policy=node:oversubscribe PRTE_MCA_hwloc_default_binding_policy=none
+export OMPI_MCA_rmaps_base_mapping_policy=node OMPI_MCA_rmaps_base_oversubscribe=1
+export OMPI_MCA_hwloc_base_binding_policy=none
+export SLURM_OVERCOMMIT=1 SLURM_CPU_BIND=none
+
+# --- what the run tells us, and we tell the run
+logs={logs}
+script={script}
+export YODA_EXIT_FILE=$logs/slurm-$SLURM_JOB_ID.exit     # written by Yoda at its end; no file = work is left
+export YODA_END_FILE=$logs/slurm-$SLURM_JOB_ID.end       # when Slurm will end this allocation, unix time
+silent=$logs/slurm-$SLURM_JOB_ID.silent                  # starts in a row of which Yoda told nothing
+rm -f "$YODA_EXIT_FILE"
+say() {{ printf '%(%F %T)T allocation %s.%s: %s\n' -1 "$SLURM_JOB_ID" "${{SLURM_RESTART_COUNT:-0}}" "$*"; }}
+ask() {{ SLURM_TIME_FORMAT=standard scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* $1=\\([^ ]*\\).*/\\1/p"; }}
+watch_end() {{
+    while :; do
+        end=$(SLURM_TIME_FORMAT=standard squeue -h -j "$SLURM_JOB_ID" -o %e) && end=$(date -d "$end" +%s) &&
+            echo "$end" > "$YODA_END_FILE.new" && mv "$YODA_END_FILE.new" "$YODA_END_FILE"
+        sleep 60
+    done
+}}
+watch_end 2> /dev/null &
+watcher=$!
+
+# --- warnings: before the time limit, at preemption, by scancel
+launcher= warned= late= alarm=
+warn() {{
+    say "$1 received, Yoda is told to stop"
+    [ -n "$launcher" ] && kill -USR1 "$launcher" 2> /dev/null
+    # what is not done by then is given up: to be requeued matters more
+    if [ -z "$warned" ]; then (sleep {patience} && kill -USR2 $$) & alarm=$!; fi
+    warned=$1
+}}
+trap 'warn USR1' USR1
+trap 'warn TERM' TERM
+trap 'late=1' USR2
+
+say "starts on $SLURM_JOB_NODELIST"
+# a session of its own: Slurm's SIGTERM to the job must not end the launcher before its ranks
+setsid {start} &
+launcher=$!
+[ -n "$warned" ] && kill -USR1 "$launcher"
+# wait returns whenever a trap has run
+while [ -z "$late" ] && kill -0 "$launcher" 2> /dev/null; do wait "$launcher"; done
+kill $watcher $alarm 2> /dev/null
+
+# --- the only sign of success is Yoda's own
+code=$(cat "$YODA_EXIT_FILE" 2> /dev/null)
+if [ -n "$code" ]; then rm -f "$silent"; fi
+if [ -n "$code" ] && [ "$code" != 75 ]; then
+    say "ends with code $code"
+    exit "$code"
+fi
+
+# --- work is left: come back, and stay until Slurm ends us, for a script that ends is a job that is done
+state=$(ask JobState) reason=$(ask Reason) preempted=$(ask PreemptTime)
+say "work is left; for Slurm the job is $state, reason $reason, preempted ${{preempted:=None}}"
+if [ -z "$code$warned" ] && [ "$state/$preempted" = RUNNING/None ] && [ $SECONDS -lt 60 ]; then
+    echo "$SLURM_JOB_NODELIST" >> "$silent"
+    if [ "$(wc -l < "$silent")" -ge {silent} ]; then
+        say "gives up: the launcher ended {silent} times at once, without a word from Yoda; see above"
+        rm -f "$silent"
+        exit 1
+    fi
+    sleep 10     # if a node has just died, Slurm must notice before it gives us nodes again
+fi
+case $state/$reason in
+    RUNNING/* | */TimeLimit | /) {requeue} ;;
+esac
+# otherwise Slurm is ending the job already: cancelled, or preempted and requeued by Slurm
+for _ in {{1..600}}; do sleep 1; done
+exit 75
+"""

@@ -1,0 +1,162 @@
+"""The sbatch script on a real Slurm: whatever ends an allocation, the job comes back as long as work is left."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+
+from slurm.ending import Ended, why_ended
+from slurm.script import sbatch_script
+from slurm.site import SlurmSite
+from slurm.submit import submit
+
+PAYLOAD = [sys.executable, str(Path(__file__).with_name("payload.py"))]
+# as root in a container Open MPI wants to be asked twice; MPICH would take nodes that share /tmp for one machine
+SETUP = [
+    f"export PATH={Path(sys.executable).parent}:$PATH",
+    "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+    "export MPIR_CVAR_CH4_NETMOD=ofi FI_PROVIDER=tcp",
+]
+
+
+@dataclass
+class Task:
+    """A submitted job with the stand-in payload."""
+
+    cluster: Cluster
+    folder: Path
+    jobid: int = 0
+    site: dict[str, object] = field(default_factory=dict)
+
+    def submit(self, launcher: str = "mpiexec -n {ranks}", seconds: float = 4, *words: str) -> int:
+        asked = {"partition": "low", "nodes": 2, "time": "10min", "signal_before_end": "60s", "setup": SETUP}
+        site = SlurmSite(**{**asked, **self.site})  # type: ignore[arg-type]
+        path = self.folder / "job.sh"
+        command = [*PAYLOAD, str(self.folder), str(seconds), *words]
+        text = sbatch_script("stand-in", site, command, script_path=path, logs=self.folder, launcher=launcher)
+        path.write_text(text)
+        self.jobid = submit(path, self.cluster.runner).jobid
+        return self.jobid
+
+    @property
+    def output(self) -> str:
+        path = self.folder / f"slurm-{self.jobid}.out"
+        return path.read_text() if path.exists() else ""
+
+    def story(self, words: str, timeout: float = 60) -> str:
+        return self.cluster.wait_text(self.folder / "story", words, timeout)
+
+    def preempt(self) -> int:
+        """A job of higher priority takes every node for a moment."""
+        return self.cluster.sbatch("#!/bin/sh\nsleep 1\n", "-p", "high", "-N3", "--exclusive", "-t1")
+
+    def why(self, restart: int) -> Ended:
+        return why_ended(self.jobid, restart, self.cluster.runner, self.output)
+
+
+@pytest.fixture
+def task(slurm: Cluster, tmp_path: Path) -> Task:
+    return Task(slurm, tmp_path)
+
+
+@pytest.fixture
+def spread(slurm_netns: Cluster, tmp_path: Path) -> Task:
+    return Task(slurm_netns, tmp_path)
+
+
+def test_complete_job_ends_with_the_code_yoda_wrote(task: Task) -> None:
+    job = task.submit("", 0.5)
+    assert task.cluster.wait(job, "COMPLETED", "FAILED")["ExitCode"] == "0:0"
+    assert "ends with code 0" in task.output
+    assert task.why(0) is Ended.FINISHED
+
+
+def test_all_launchers_put_yoda_and_one_droid_per_node(spread: Task) -> None:
+    """Three nodes, four ranks: two on the first node, one on each other, and Open MPI needs no extra options."""
+    where = "sh -c 'echo placed $(hostname) >> {}/story; exec {} {} {} 0.5' sh"
+    spread.site = {"nodes": 3}
+    launcher = "mpiexec -n {ranks} " + where.format(spread.folder, *PAYLOAD, spread.folder)
+    job = spread.submit(launcher)
+    spread.cluster.wait(job, "COMPLETED")
+    placed = [line.split()[1] for line in spread.story("ends").splitlines() if line.startswith("placed")]
+    assert sorted(placed) == ["n1", "n1", "n2", "n3"]
+
+
+@pytest.mark.parametrize("grace", [0, 5])
+def test_preempted_job_is_requeued_and_goes_on(spread: Task, grace: int) -> None:
+    spread.cluster.set_partition("low", GraceTime=grace)
+    job = spread.submit(seconds=6)
+    spread.story("rank 0 starts 0")
+    spread.preempt()
+    spread.story("rank 0 starts 1")
+    assert spread.why(0) is Ended.PREEMPTED
+    done = spread.cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    assert (done["JobState"], done["Restarts"]) == ("COMPLETED", "1")
+    assert f"allocation {job}.0" in spread.output and f"allocation {job}.1" in spread.output
+    assert not list(spread.folder.glob("*.silent"))
+
+
+def test_preempted_under_srun(spread: Task) -> None:
+    job = spread.submit("srun --ntasks={ranks}", seconds=6)
+    spread.story("rank 0 starts 0")
+    spread.preempt()
+    spread.story("rank 0 starts 1")
+    assert spread.cluster.wait(job, "COMPLETED", "FAILED")["Restarts"] == "1"
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+def test_time_limit_continues_the_work(task: Task, requeue: bool) -> None:
+    """Slurm warns up to a minute early, so with a limit of a minute the warning comes at once."""
+    task.site = {"nodes": 1, "time": "1min", "signal_before_end": "50s", "requeue": requeue}
+    job = task.submit("", 300)
+    task.story("rank 0 ends 75")
+    if requeue:
+        task.story("rank 0 starts 1")
+        assert task.cluster.job(job)["Restarts"] == "1"
+    else:
+        found = task.cluster.wait_text(task.folder / f"slurm-{job}.out", "Submitted batch job")
+        assert int(found.split("Submitted batch job")[1].split()[0]) > job
+
+
+def test_payload_that_does_not_stop_is_given_up_before_the_limit(task: Task) -> None:
+    task.site = {"nodes": 1, "time": "1min", "signal_before_end": "8s"}
+    job = task.submit("", 300, "stubborn")
+    task.story("rank 0 starts 1", timeout=90)
+    assert task.cluster.job(job)["Restarts"] == "1"
+
+
+def test_cancelled_job_stays_cancelled(task: Task) -> None:
+    job = task.submit("", 300)
+    task.story("rank 0 starts 0")
+    task.cluster.run(["scancel", str(job)], check=True)
+    assert task.cluster.wait(job, "CANCELLED", "COMPLETED", "PENDING")["JobState"] == "CANCELLED"
+    assert task.why(0) is Ended.CANCELLED
+    task.story("rank 0 ends 75")
+
+
+def test_requeued_by_hand(task: Task) -> None:
+    job = task.submit("", 300)
+    task.story("rank 0 starts 0")
+    task.cluster.run(["scontrol", "requeue", str(job)], check=True)
+    task.story("rank 0 starts 1")
+    assert task.why(0) is Ended.REQUEUED
+
+
+def test_dead_node_requeues_the_job(spread: Task) -> None:
+    spread.site = {"nodes": 2}
+    job = spread.submit(seconds=300)
+    spread.story("rank 0 starts 0")
+    nodes = spread.cluster.nodes_of(job)
+    spread.cluster.kill_node(nodes[-1])
+    spread.story("rank 0 starts 1", timeout=90)
+    assert nodes[-1] not in spread.cluster.nodes_of(job)
+
+
+def test_launcher_that_cannot_start_is_not_requeued_for_ever(task: Task) -> None:
+    job = task.submit("/no/such/launcher -n {ranks}")
+    assert task.cluster.wait(job, "FAILED", timeout=120)["Restarts"] == "2"
+    assert "gives up" in task.output
