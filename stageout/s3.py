@@ -170,9 +170,14 @@ class S3Endpoint:
     def _put_parts(self, source: str | bytes, wanted: Stat, part: int) -> bool:
         """An upload in parts, aborted on any failure. True when the server's ETags prove that it has these bytes."""
         key = wanted.key
-        # Whoever is given a segment is its only uploader: what is unfinished under this key is from before a kill.
-        self._abort_uploads(key, 0.0, exact=True)
-        upload = self._call("put", key, "create_multipart_upload", Metadata=_meta(wanted))["UploadId"]
+
+        def begin() -> str:
+            # Whoever is given a segment is its only uploader: what is unfinished under this key is from before a kill,
+            # or from a request of ours whose answer was lost.
+            self._abort_uploads(key, 0.0, exact=True)
+            return str(self._call("put", key, "create_multipart_upload", 1, Metadata=_meta(wanted))["UploadId"])
+
+        upload = self._client.retry("put", key, begin)
         try:
             etags, md5s = self._send_parts(source, wanted, part, upload)
             parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
@@ -315,7 +320,7 @@ class S3Endpoint:
 
     def _read(self, operation: str, key: str, offset: int, size: int | None) -> Iterator[bytes]:
         """The bytes from `offset`, `size` of them or all; goes on where a broken connection stopped."""
-        done, failures, etag = 0, 0, None
+        done, failures, failed_at, etag = 0, 0, 0, None
         while size is None or done < size:
             last = "" if size is None else str(offset + size - 1)
             span: dict[str, Any] = (
@@ -329,12 +334,13 @@ class S3Endpoint:
                 size = done + expected  # of the first reply: the whole
             try:
                 for data in self._body(operation, key, reply["Body"], min(expected, size - done)):
-                    done, failures = done + len(data), 0
+                    done += len(data)
                     yield data
                 if done < size and expected < size - done:
                     raise self._error(Corrupt, operation, key, f"ends {size - done} bytes before {offset}+{size}")
             except Transient as error:
-                failures += 1
+                # Headway forgives earlier failures, but not a few bytes at a time.
+                failures, failed_at = 1 if done - failed_at >= CHUNK else failures + 1, done
                 if failures >= self.site.attempts:
                     raise
                 self._client.pause(failures - 1, error)

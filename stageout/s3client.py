@@ -137,7 +137,12 @@ class S3Client:
         except boto.SSLError as error:
             bad = "CERTIFICATE_VERIFY_FAILED" in str(error)
             typed = self.error(Permanent if bad else Transient, operation, key, f"TLS: {error}")
-        except (boto.HTTPClientError, boto.IncompleteReadError, boto.ResponseStreamingError) as error:
+        except (
+            boto.ConnectionError,
+            boto.HTTPClientError,
+            boto.IncompleteReadError,
+            boto.ResponseStreamingError,
+        ) as error:
             typed = self.error(Transient, operation, key, f"{type(error).__name__}: {error}")
         except boto.BotoCoreError as error:
             # A reply that does not parse is a broken proxy or server; everything else here is our settings.
@@ -166,6 +171,8 @@ class S3Client:
             kind, code = Conflict, "PreconditionFailed"
         elif code == "InvalidRange" or status == 416:
             kind, code = Corrupt, "InvalidRange"
+        elif code.startswith("InvalidPart"):
+            kind = Corrupt
         elif code == "NotImplemented" or status == 501:
             code = "NotImplemented"
         elif code in _TRANSIENT or status in _TRANSIENT_STATUS or status >= 500 or status == 200:

@@ -26,8 +26,8 @@ from pathlib import Path
 ACCESS, SECRET = "yoda:droid", "SECRETKEYfortests0"  # of the test servers only
 SWIFT_PACKAGES = ("swift", "keystonemiddleware")
 PIPELINE = (
-    "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats container-quotas bulk s3api tempauth "
-    "slo dlo versioned_writes symlink proxy-logging proxy-server"
+    "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats bulk s3api tempauth "
+    "container-quotas slo dlo versioned_writes symlink proxy-logging proxy-server"
 )
 
 
@@ -173,14 +173,22 @@ def swift(folder: Path) -> Server:
 
 
 def swift_quota(server: Server, bucket: str, size: int) -> None:
-    """Limit a bucket to `size` bytes through Swift's own interface, since S3 has no word for it."""
-    headers = {"X-Auth-User": server.access, "X-Auth-Key": server.secret}
-    request = urllib.request.Request(f"{server.url}/auth/v1.0", headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as reply:
-        token, storage = reply.headers["X-Auth-Token"], reply.headers["X-Storage-Url"]
-    headers = {"X-Auth-Token": token, "X-Container-Meta-Quota-Bytes": str(size)}
-    request = urllib.request.Request(f"{storage}/{bucket}", method="POST", headers=headers)
-    urllib.request.urlopen(request, timeout=10).close()
+    """Limit a bucket to `size` bytes through Swift's internal client, since S3 has no word for it."""
+    conf = server.folder / "etc" / "internal.conf"
+    conf.write_text(
+        f"[DEFAULT]\nswift_dir = {server.folder}/etc\n[pipeline:main]\npipeline = proxy-server\n"
+        "[app:proxy-server]\nuse = egg:swift#proxy\n"
+    )
+    code = (
+        "import sys, os; from swift.common.utils import set_swift_dir; set_swift_dir(os.path.dirname(sys.argv[1]))\n"
+        "from swift.common.internal_client import InternalClient as C\n"
+        "C(sys.argv[1], 'tests', 1).set_container_metadata('AUTH_yoda', sys.argv[2], {'Quota-Bytes': sys.argv[3]},"
+        " metadata_prefix='X-Container-Meta-')"
+    )
+    command = [swift_python(), "-c", code, conf, bucket, str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise Unavailable(f"no quota could be set: {done.stderr[-400:]}")
 
 
 def rclone(folder: Path) -> Server:
