@@ -157,6 +157,11 @@ class DroidCore:
         """Draining, and nothing is left to wait for."""
         return self.draining and not self.backlog and not any(w.given for w in self.workers)
 
+    @property
+    def waiting_for_yoda(self) -> bool:
+        """Whether an answer is expected now (not: whenever Yoda has something)."""
+        return self._asked is not None and not self._waiting
+
     def limit(self, attempt: int) -> float:
         """Seconds one event may be worked on."""
         if self.timeout is not None:
@@ -207,7 +212,9 @@ class DroidCore:
         out: list[Instruction] = []
         if self._asked is not None and not self._waiting:
             self._round_trip += 0.2 * (min(now - self._asked, 10.0) - self._round_trip)
-        self._waiting = self._asked is not None and not ranges  # Yoda knows what we want and will write when there is some
+        self._waiting = (
+            self._asked is not None and not ranges
+        )  # Yoda knows what we want and will write when there is some
         if not self._waiting:
             self._asked = None
         self.size, self.range_seconds, self.remaining = size, range_seconds, remaining
@@ -474,7 +481,9 @@ class DroidCore:
             if w.cut or w.killed or not w.given:
                 continue
             event = int(slots["event"][index])
-            begun = sum(min(max(event + 1 - start, 0), stop - start) for start, stop, _ in w.given if start <= event < stop)
+            begun = sum(
+                min(max(event + 1 - start, 0), stop - start) for start, stop, _ in w.given if start <= event < stop
+            )
             rest = w.events - max(begun, int(slots["count"][index]))
             if rest >= most:
                 best, most = index, rest
@@ -486,7 +495,4 @@ class DroidCore:
 
 
 def _ranges(rows: NDArray[Any]) -> list[Range]:
-    return list(
-        zip(rows["start"].tolist(), rows["stop"].tolist(), rows["attempt"].tolist(), strict=True)
-    )
-
+    return list(zip(rows["start"].tolist(), rows["stop"].tolist(), rows["attempt"].tolist(), strict=True))

@@ -17,11 +17,13 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import floor, log2
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from droid import wire
+from droid.payload import Worker
 from droid.slots import Slot
 from eventrange import image, records
 from eventrange.errors import FieldRefused, FieldsChanged, ImageTooBig, YodaError
@@ -45,6 +47,9 @@ class Work(Protocol):
     """A payload as a worker sees it (droid.payload.Payload)."""
 
     per_event: bool
+    needs_events: bool
+
+    def process(self, event: Any, position: int) -> dict[str, Any]: ...
 
     def process_events(self, events: Sequence[Any], positions: Sequence[int]) -> list[dict[str, Any]]: ...
 
@@ -93,9 +98,7 @@ class WorkerLoop:
         if self._bytes > FLUSH_BYTES or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
-    def _row(
-        self, kind: Kind, code: Code, work: Range, begun: tuple[float, float, float], data: bytes = b""
-    ) -> None:
+    def _row(self, kind: Kind, code: Code, work: Range, begun: tuple[float, float, float], data: bytes = b"") -> None:
         clock, wall, cpu = begun
         start, stop, attempt = work
         self._rows.append(
@@ -111,9 +114,7 @@ class WorkerLoop:
     def _failed(self, event: int, attempt: int, code: Code, text: str, begun: tuple[float, float, float]) -> None:
         self._row(Kind.FAILED, code, (event, event + 1, attempt), begun)
         cpu, wall = time.process_time() - begun[2], time.monotonic() - begun[1]
-        self._evidence.append(
-            Evidence(event, attempt, int(code), text[-TEXT:], tail(self.stderr), cpu, wall, 0)
-        )
+        self._evidence.append(Evidence(event, attempt, int(code), text[-TEXT:], tail(self.stderr), cpu, wall, 0))
 
     # -- work --------------------------------------------------------------------------------------------------------
 
@@ -126,7 +127,7 @@ class WorkerLoop:
         begun = (time.time(), time.monotonic(), time.process_time())
         self.slot.enter(start, 1 if self.payload.per_event else stop - start, begun[1])
         try:
-            events = self.events.read(start, stop)
+            events = self.events.read(start, stop) if self.payload.needs_events else range(start, stop)
         except Exception as error:
             if stop - start > 1:  # find the event that cannot be read
                 for event in range(start, stop):
@@ -143,7 +144,7 @@ class WorkerLoop:
 
     def _per_event(self, work: Range, events: Sequence[Any], begun: tuple[float, float, float]) -> None:
         start, stop, attempt = work
-        process, enter, slot, times = self.payload.process_events, self.slot.enter, self.slot, self._times
+        process, enter, slot, times = self.payload.process, self.slot.enter, self.slot, self._times
         made: list[dict[str, Any]] = []
         first = start
         before = begun[1]
@@ -155,7 +156,7 @@ class WorkerLoop:
                 return
             enter(at, 1, before)
             try:
-                made.append(process((events[at - start],), (at,))[0])
+                made.append(process(events[at - start], at))
             except Exception as error:
                 self._done(first, made, attempt, begun)
                 self._failed(at, attempt, _code(error), text_of(error), (time.time(), before, time.process_time()))
@@ -317,13 +318,15 @@ def worker_main(
 
     begun = time.monotonic()
     try:
-        payload.start(index)
+        scratch = Path(settings["scratch"]) / f"worker-{index}"
+        scratch.mkdir(exist_ok=True)
+        payload.start(Worker(index, settings["workers"], scratch, settings["seed"]))
         events = make_events()
     except BaseException as error:
         send(wire.frame(wire.CANNOT, (text_of(error) + tail(2))[-2 * TEXT :].encode()))
         return
     send(wire.frame(wire.READY, f"{time.monotonic() - begun:.6f}".encode()))
-    loop = WorkerLoop(payload, events, slot, send, settings["attributes"], settings.get("images", True), stderr=2)
+    loop = WorkerLoop(payload, events, slot, send, settings["attributes"], settings["images"], stderr=2)
     try:
         serve(sock, loop)
     except (BrokenPipeError, ConnectionResetError):

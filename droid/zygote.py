@@ -109,7 +109,6 @@ class Zygote:
         self.blueprint, self.slots, self.sock = blueprint, slots, sock
         self.workers: dict[int, int] = {}  # pid -> index
         self.task: dict[str, Any] = {}
-        self.make_events: Callable[[], Any] | None = None
 
     def tell(self, **message: Any) -> None:
         self.sock.send(msgspec.msgpack.encode(message))
@@ -163,7 +162,7 @@ class Zygote:
                         if index == message["kill"]:
                             os.kill(pid, signal.SIGKILL)
                 elif "task" in message:
-                    self.task = message["task"]
+                    self._learn(fds[0])
                 elif "end" in message:
                     return 0
 
@@ -195,7 +194,12 @@ class Zygote:
             _limit(self.blueprint.memory)
             from droid.worker import worker_main
 
-            worker_main(worker_sock, self.slots.worker(index), index, self.payload, self._events, self.task)
+            settings = {
+                **self.task,
+                "workers": len(self.slots.table),
+                "scratch": self.blueprint.scratch,
+            }
+            worker_main(worker_sock, self.slots.worker(index), index, self.payload, self._events, settings)
             os._exit(0)
         except BaseException:
             import traceback
@@ -205,10 +209,20 @@ class Zygote:
         finally:
             os._exit(1)
 
-    def _events(self) -> Any:
-        from droid.inputs import open_task
+    def _learn(self, fd: int) -> None:
+        """The task comes in a memory file: the axis of a hundred thousand files is too long for a packet."""
+        from eventrange.axis import Axis
 
-        return open_task(self.task)
+        with open(fd, "rb") as file:
+            file.seek(0)
+            self.task = msgspec.msgpack.decode(file.read())
+        self.axis = Axis.from_dict(self.task["axis"])
+
+    def _events(self) -> Any:
+        from droid.inputs import InputSet
+
+        inputs = self.task["inputs"]
+        return InputSet(inputs["format"], self.axis, self.task["indexes"], inputs["options"])
 
     def _capture(self, name: str) -> None:
         """Send what the payload prints, through Python or not, to a node-local file: the last lines are evidence."""
@@ -221,7 +235,9 @@ class Zygote:
 
 def poll_in(sock: socket.socket) -> bool:
     """Whether `sock` has something to read now."""
-    return bool(select.select([sock], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _limit(memory: int | None) -> None:

@@ -223,6 +223,11 @@ class Dispatcher:
                 out.append(Send(droid.rank, messages.Drain(0.8 * grace, reason)))
         return out
 
+    def finish(self, now: float, grace: float) -> list[Instruction]:
+        """Everything is done: have the Droids seal and say Bye."""
+        self.draining, self.drain_ends = "complete", now + grace
+        return [Send(d.rank, messages.Drain(grace, "complete")) for d in self.at_work if d.state != "sick"]
+
     def tick(self, now: float, suspended: float = 0.0) -> list[Instruction]:
         """Time passed; for `suspended` seconds of it this process itself did not run, so silence then means nothing."""
         out: list[Instruction] = []
@@ -248,7 +253,11 @@ class Dispatcher:
         kinds = rows["kind"]
         done = rows[kinds == Kind.DONE]
         for start, stop in _joined(done):
-            others = [r for r in self.ledger.holders(start, stop) if r != droid.rank] if self.ledger.copied(start, stop) else []
+            others = (
+                [r for r in self.ledger.holders(start, stop) if r != droid.rank]
+                if self.ledger.copied(start, stop)
+                else []
+            )
             tried = [e for e in self.ledger.attempts if start <= e < stop] if self.ledger.attempts else []
             for event in tried:
                 self._doubt(droid, self.ledger.attempts[event].droids)

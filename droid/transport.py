@@ -1,0 +1,90 @@
+"""Messages over MPI, for the two shells. Nothing here ever blocks.
+
+A blocking receive burns a core in every MPI, so both shells probe with back-off while they wait for other things. Sends
+are immediate and kept until MPI has taken them.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+TAG = 1
+
+
+class Transport:
+    """All ranks of a communicator as mailboxes. `mpi` is the module mpi4py.MPI, imported by the shell when it may be."""
+
+    def __init__(self, mpi: Any, comm: Any) -> None:
+        self._mpi, self.comm = mpi, comm
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        comm.Set_errhandler(mpi.ERRORS_RETURN)
+        self._status = mpi.Status()
+        self._sending: list[tuple[int, Any, bytes]] = []
+        self._known_failed = 0
+        self._can_tell = True
+        self.gone: set[int] = set()  #: ranks that MPI reports dead
+
+    def send(self, rank: int, data: bytes) -> None:
+        """Send `data`; a rank that is dead gets nothing and that is no error here: `failed` will tell."""
+        if rank in self.gone:
+            return
+        try:
+            self._sending.append((rank, self.comm.Isend([data, self._mpi.BYTE], rank, TAG), data))
+        except self._mpi.Exception:
+            self._look()
+
+    def receive(self) -> tuple[int, bytearray] | None:
+        """The next message as (rank, data), or None if none is there."""
+        try:
+            if not self.comm.Iprobe(self._mpi.ANY_SOURCE, TAG, self._status):
+                return None
+            source = self._status.Get_source()
+            data = bytearray(self._status.Get_count(self._mpi.BYTE))
+            self.comm.Recv([data, self._mpi.BYTE], source, TAG)
+            return source, data
+        except self._mpi.Exception:
+            self._look()
+            return None
+
+    @property
+    def sending(self) -> bool:
+        """Whether sends are not finished; finishes those it can."""
+        if self._sending:
+            self._sending = [(r, q, d) for r, q, d in self._sending if r not in self.gone and not self._tested(q)]
+        return bool(self._sending)
+
+    def failed(self) -> set[int]:
+        """Ranks that died since the last call, where the MPI can tell (ULFM); else nothing, ever."""
+        before = set(self.gone)
+        self._look()
+        return self.gone - before
+
+    def _tested(self, request: Any) -> bool:
+        try:
+            return bool(request.Test())
+        except self._mpi.Exception:
+            return True  # the other side is dead
+
+    def _look(self) -> None:
+        if not self._can_tell:
+            return
+        try:
+            group = self.comm.Get_failed()
+            if group.size > self._known_failed:
+                self._known_failed = group.size
+                world = self.comm.Get_group()
+                self.gone |= set(self._mpi.Group.Translate_ranks(group, None, world))
+                self.comm.Ack_failed(group.size)
+        except (self._mpi.Exception, NotImplementedError):
+            self._can_tell = False
+
+
+def sharing(mpi: Any, comm: Any) -> int:
+    """How many Droids of this node may use the same cores as this one, itself included. Collective: every rank calls it
+    right after MPI has started."""
+    node = comm.Split_type(mpi.COMM_TYPE_SHARED)
+    mine = tuple(sorted(os.sched_getaffinity(0)))
+    masks = node.allgather((comm.Get_rank(), mine))
+    node.Free()
+    return max(1, sum(1 for rank, mask in masks if rank > 0 and mask == mine))

@@ -1,0 +1,116 @@
+"""The command line. Each command reads its arguments, calls one function, prints, and returns an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from eventrange.errors import OK, YodaError
+from eventrange.taskdir import TaskDir
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0, 65, 73, 75, 78, or 1 for a bug, with its traceback)."""
+    args = parser().parse_args(arguments)
+    try:
+        code: int = args.command(args)
+        return code
+    except YodaError as error:
+        print(f"yoda: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except BrokenPipeError:  # `yoda journal TASK | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    top = argparse.ArgumentParser(
+        prog="yoda", description="Fine-grained event processing on allocations that can vanish."
+    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="work on a task; run it again to resume")
+    _job(run)
+    run.add_argument("--droids", type=int, help="Droids to start on this machine (without mpirun or srun); default 1")
+    run.add_argument("--workers", type=int, help="workers per Droid; default one per core")
+    run.add_argument("--time", type=_duration, help="how long this allocation lasts, such as 55min")
+    run.add_argument("--retry-quarantined", action="store_true", help="take up events that were given up before")
+    run.add_argument("--no-images", action="store_true", help=argparse.SUPPRESS)
+    run.set_defaults(command=_run)
+
+    merge = commands.add_parser("merge", help="make the final files")
+    merge.add_argument("task")
+    merge.add_argument("-o", "--output", help="folder for the final files; default TASK/merged")
+    merge.add_argument("--partial", action="store_true", help="merge what there is")
+    merge.set_defaults(command=_merge)
+
+    config = commands.add_parser("config", help="every key, its value and where it came from")
+    _job(config, task=False)
+    config.add_argument("--json", action="store_true")
+    config.set_defaults(command=_config)
+    return top
+
+
+def _job(command: argparse.ArgumentParser, task: bool = True) -> None:
+    command.add_argument("job", help="the job file")
+    command.add_argument("--site", help="the site file")
+    if task:
+        command.add_argument("--task", help="the task directory; default NAME.task beside the job file")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of job or site"
+    )
+
+
+def _duration(text: str) -> float:
+    from eventrange.quantity import parse_duration
+
+    return parse_duration(text)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from yoda.run import Request, run
+
+    return run(
+        Request(
+            job=args.job,
+            site=args.site,
+            task=args.task,
+            droids=args.droids,
+            workers=args.workers,
+            sets=tuple(args.set),
+            time=args.time,
+            retry_quarantined=args.retry_quarantined,
+            images=not args.no_images,
+        )
+    )
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from yoda.merging import MergeChoices, merge_task
+    from yoda.task import need_task
+
+    taskdir = TaskDir(os.path.abspath(args.task))
+    frozen = need_task(taskdir)
+    output = frozen.job.get("output", {})
+    choices = MergeChoices(output.get("compression", "gzip"), output.get("events_per_file"), args.partial, args.output)
+    merged = merge_task(taskdir, frozen, choices)
+    folder = args.output or taskdir.merged
+    for name in merged.files:
+        print(os.path.join(folder, name))
+    return OK
+
+
+def _config(args: argparse.Namespace) -> int:
+    from yoda.config import config_json, config_text, load_job, load_site
+
+    job, site = load_job(args.job, args.set), load_site(args.site, args.set, here=False)
+    print(json.dumps(config_json(job, site)) if args.json else config_text(job, site))
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

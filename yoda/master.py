@@ -1,0 +1,303 @@
+"""Shell of Yoda: MPI, journal and signals around dispatcher.py.
+
+One loop, one thread (and the Syncer's). Grants go out at once; what Droids report is gathered and made durable together,
+one fsync for all that came within the commit interval (L1). The `end` note is the last thing written, and the only
+sign that a run ended as it should.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from droid.transport import Transport
+from eventrange import messages
+from eventrange.durable import Syncer
+from eventrange.errors import CANNOT_WRITE, CannotWrite
+from eventrange.journal import JournalWriter
+from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Write
+
+TICK = 0.1  #: seconds between looks at the clock
+PULSE = 10.0  #: seconds between signs of life in the journal
+PROBE_FIRST, PROBE_LAST = 0.0001, 0.02  #: seconds between MPI probes: back-off while nothing comes
+STARTING = 120.0  #: seconds until a rank that has not said Hello is given up
+CLOSING = 60.0  #: seconds Droids have to seal and say Bye when everything is done
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT)
+
+
+@dataclass
+class Run:
+    """What the master needs to know of this allocation besides the dispatcher."""
+
+    allocation: str
+    task: dict[str, Any]  #: for Welcome
+    commit_seconds: float = 0.25
+    deadline: Callable[[], float | None] = lambda: None  #: unix seconds; asked now and then
+    say: Callable[[str], None] = print
+    progress: Callable[[Dispatcher, float], None] = lambda dispatcher, lag: None
+    every_tick: list[Callable[[float], list[Instruction]]] = field(default_factory=list)
+
+
+class MasterShell:
+    """Runs Yoda until the task is complete or the allocation ends."""
+
+    def __init__(self, transport: Transport, dispatcher: Dispatcher, journal: JournalWriter, run: Run) -> None:
+        self.transport, self.dispatcher, self.journal, self.info = transport, dispatcher, journal, run
+        self.signalled: list[int] = []
+        self.greeted: set[int] = set()
+        self.waiting_since: float | None = None  # oldest entry not yet handed to a sync
+        self.syncing_since: float | None = None
+        self.broken: CannotWrite | None = None
+        self.stop_now = ""
+        self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.syncer = Syncer(self._ring)
+        self._offset = time.time() - time.monotonic()
+
+    def run(self) -> tuple[int, str]:
+        """Work until the end; returns (exit code, reason). Afterwards the journal is durable and closed."""
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda n, _: self.signalled.append(n))
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        begun = time.monotonic()
+        tick_at, pulse_at, pause, last = begun, begun + PULSE, PROBE_FIRST, begun
+        while True:
+            now = time.monotonic()
+            timeout = min(pause, max(0.0, tick_at - now))
+            if poll.poll(timeout * 1000):
+                os.read(self._wake, 4096)
+            self._take_signals()
+            moved = False
+            for _ in range(4096):
+                got = self.transport.receive()
+                if got is None:
+                    break
+                moved = True
+                self._message(*got)
+            now = time.monotonic()
+            if now >= tick_at:
+                suspended = max(0.0, now - last - 5.0)
+                self._tick(now, suspended, begun)
+                tick_at = now + TICK
+                if now >= pulse_at:
+                    self._pulse()
+                    pulse_at = now + PULSE
+            last = now
+            self._commit(now)
+            pause = PROBE_FIRST if moved or self.transport.sending else min(pause * 2, PROBE_LAST)
+            if self._over(now):
+                break
+        return self._end()
+
+    # -- what comes in -----------------------------------------------------------------------------------------------
+
+    def _ring(self) -> None:
+        try:
+            os.write(self._waker, b"s")
+        except BlockingIOError:
+            pass
+
+    def _message(self, rank: int, data: bytearray) -> None:
+        now = time.monotonic()
+        message = messages.decode(data)
+        known = rank in self.dispatcher.droids
+        if isinstance(message, messages.Hello):
+            self._note(
+                "joined",
+                droid=rank,
+                host=message.host,
+                pid=message.pid,
+                workers=message.workers,
+                cores=message.cores,
+                startup=message.startup,
+                versions=message.versions,
+            )
+            self.greeted.add(rank)
+            welcome = messages.Welcome(self.info.task, self.info.allocation, self.dispatcher.schema)
+            self.transport.send(rank, messages.encode(welcome))
+            self._do(self.dispatcher.hello(now, rank, message.host, message.workers))
+        elif not known:
+            return
+        elif isinstance(message, messages.Report):
+            rows = messages.rows(message.records)
+            rows["droid"] = rank
+            self._do(self.dispatcher.report(now, rank, message, rows))
+        elif isinstance(message, messages.Sick):
+            self.info.say(f"Droid {rank} on {self.dispatcher.droids[rank].host} can do no work:\n{message.reason}")
+            self._do(self.dispatcher.sick(now, rank, message.reason, message.exit_code))
+        elif isinstance(message, messages.Bye):
+            self._do(self.dispatcher.bye(now, rank, message.reason))
+        elif isinstance(message, messages.Warned):
+            self._signal(message.signal, rank)
+
+    def _take_signals(self) -> None:
+        while self.signalled:
+            self._signal(self.signalled.pop(0), 0)
+
+    def _signal(self, number: int, rank: int) -> None:
+        name = signal.Signals(number).name
+        self._note("signal", rank=rank, signal=name)
+        if number == signal.SIGINT and rank == 0 and self.dispatcher.draining:
+            self.stop_now = "interrupted twice"
+            return
+        if not self.dispatcher.draining:
+            self.info.say(f"{name} received; finishing the events at hand")
+        self._do(self.dispatcher.drain(time.monotonic(), name))
+
+    def _tick(self, now: float, suspended: float, begun: float) -> None:
+        for rank in sorted(self.transport.failed()):
+            self._do(self.dispatcher.lost(now, rank, "its process died"))
+            self.greeted.add(rank)
+        if now - begun > STARTING:
+            for rank in set(range(1, self.transport.size)) - self.greeted:
+                self.greeted.add(rank)
+                self.info.say(f"rank {rank} has not started within {STARTING:.0f} s and is not waited for")
+        deadline = self.info.deadline()
+        self.dispatcher.deadline = None if deadline is None else deadline - self._offset
+        self._do(self.dispatcher.tick(now, suspended))
+        for step in self.info.every_tick:
+            self._do(step(now))
+        if self.dispatcher.complete and not self.dispatcher.draining:
+            self._do(self.dispatcher.finish(now, CLOSING))
+        lag = now - min((t for t in (self.waiting_since, self.syncing_since) if t is not None), default=now)
+        self.info.progress(self.dispatcher, lag)
+
+    def _pulse(self) -> None:
+        d = self.dispatcher
+        self._note(
+            "pulse",
+            workers=sum(x.workers for x in d.at_work),
+            busy=sum(x.busy for x in d.at_work),
+            pending=d.ledger.pending.total + len(d.ledger.retries),
+            in_flight=d.ledger.in_flight,
+            done=d.ledger.done,
+            droids=len(d.at_work),
+        )
+
+    # -- what goes out -----------------------------------------------------------------------------------------------
+
+    def _note(self, name: str, **values: Any) -> None:
+        if self.waiting_since is None:
+            self.waiting_since = time.monotonic()
+        self.journal.note(name, time=time.time(), **values)
+
+    def _do(self, todo: list[Instruction]) -> None:
+        for step in todo:
+            if isinstance(step, Send):
+                self.transport.send(step.droid, messages.encode(step.message))
+            elif isinstance(step, Write):
+                if self.waiting_since is None:
+                    self.waiting_since = time.monotonic()
+                unset = step.rows["time"] == 0
+                if unset.any():
+                    step.rows["time"][unset] = time.time()
+                # GRANTED and QUARANTINED rows are stamped with the dispatcher's monotonic clock
+                old = step.rows["time"] < 1e8
+                step.rows["time"][old] += self._offset
+                self.journal.append(step.rows)
+            elif isinstance(step, Note):
+                values = {k: v for k, v in step.values.items() if k != "time"}
+                self._note(step.name, **values)
+                self._tell(step)
+
+    def _tell(self, note: Note) -> None:
+        """Log what a person would want to know, as a sentence."""
+        v = note.values
+        if note.name == "left" and str(v.get("reason", "")).startswith(("lost", "sick")):
+            self.info.say(
+                f"Droid {v['droid']} on {v['host']} is {v['reason'].splitlines()[0]}; its events are given to others"
+            )
+        elif note.name == "doubted":
+            self.info.say(f"Droid {v['droid']} on {v['host']} gets no more work: {v['reason']}")
+        elif note.name == "drain":
+            self.info.say(f"draining within {v['grace']:.0f} s: {v['reason']}")
+        elif note.name == "quarantined":
+            self.info.say(f"event {v['event']} is quarantined after {v['attempts']} attempts")
+        elif note.name == "evidence":
+            last = (v["text"].strip() or "?").splitlines()[-1]
+            self.info.say(f"event {v['event']} failed on droid {v['droid']} (attempt {v['attempt'] + 1}): {last}")
+
+    def _commit(self, now: float) -> None:
+        """Group commit: hand what waits to the kernel and have it synced, one sync at a time."""
+        for _, error in self.syncer.done():
+            self.syncing_since = None
+            if error is not None:
+                self.broken = error
+        if self.broken is not None or self.syncing_since is not None or self.waiting_since is None:
+            return
+        if now - self.waiting_since < self.info.commit_seconds and not self.dispatcher.complete:
+            return
+        try:
+            self.journal.flush()
+        except CannotWrite as error:
+            self.broken = error
+            return
+        self.syncing_since, self.waiting_since = self.waiting_since, None
+        self.syncer.request(None, self.journal.file)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _over(self, now: float) -> bool:
+        d = self.dispatcher
+        if self.broken is not None or self.stop_now:
+            return True
+        if self.waiting_since is not None or self.syncing_since is not None:
+            return d.draining != "" and now > d.drain_ends + 5.0
+        if d.drained or (d.draining and now > d.drain_ends):
+            return True
+        if d.exit_code is not None and not d.at_work:
+            return True
+        nobody = len(self.greeted) >= self.transport.size - 1 and not d.at_work
+        return (d.exit_code is not None and not d.active) or nobody
+
+    def _end(self) -> tuple[int, str]:
+        code, reason = self.dispatcher.result()
+        if self.broken is not None:
+            code, reason = CANNOT_WRITE, str(self.broken)
+        elif self.stop_now and not self.dispatcher.complete:
+            reason = self.stop_now
+        ledger = self.dispatcher.ledger
+        if self.broken is None:
+            self._note(
+                "end",
+                reason=reason,
+                exit_code=code,
+                done=ledger.done,
+                quarantined=ledger.quarantined.total,
+                total=ledger.total,
+            )
+            try:
+                self.journal.flush()
+                self.journal.file.sync()
+            except CannotWrite as error:
+                code, reason = CANNOT_WRITE, str(error)
+        self.syncer.close()
+        self.journal.file.close()
+        stop = messages.encode(messages.Stop(reason))
+        for rank in self.dispatcher.droids:
+            self.transport.send(rank, stop)
+        until = time.monotonic() + 5.0
+        while self.transport.sending and time.monotonic() < until:
+            time.sleep(0.001)
+        return code, reason
+
+
+def task_message(frozen: Any, indexes: str, images: bool) -> dict[str, Any]:
+    """What every Droid and worker has to know of the task (plain values), from yoda.task.Frozen."""
+    return {
+        "name": frozen.task,
+        "seed": frozen.seed,
+        "inputs": msgspec.to_builtins(frozen.inputs),
+        "axis": frozen.axis,
+        "indexes": indexes,
+        "images": images,
+        "attributes": {"task": frozen.task, "fingerprint": frozen.fingerprint, "seed": frozen.seed},
+    }

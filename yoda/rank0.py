@@ -1,0 +1,276 @@
+"""Rank 0 of an allocation: open the task, fold its journals, run Yoda, merge at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eventrange.durable import explain
+from eventrange.errors import BAD_DATA, BUG, OK, MergeIncomplete, YodaError
+from eventrange.history import Progress, read_progress
+from eventrange.intervals import IntervalSet
+from eventrange.ledger import Ledger, Retry
+from yoda.task import Frozen, open_task
+
+if TYPE_CHECKING:
+    from eventrange.axis import Axis
+    from slurm.environment import Allocation
+    from yoda.run import Request, Setting
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task that is ready to be worked on."""
+
+    setting: Setting
+    frozen: Frozen
+    axis: Axis
+
+    @property
+    def total(self) -> int:
+        return self.axis.total
+
+
+def prepare(setting: Setting) -> Prepared:
+    """Open or make the task directory; count and index the inputs if that has not been done."""
+    from eventrange.axis import Axis
+
+    job = setting.job
+
+    def plan() -> dict[str, Any]:
+        from droid.inputs import plan_axis
+
+        return plan_axis(
+            job.inputs.format,
+            job.inputs.files,
+            job.inputs.events,
+            job.inputs.options,
+            setting.taskdir.indexes,
+            len(os.sched_getaffinity(0)),
+            refuse_changed=False,
+            where=job.path,
+        ).to_dict()
+
+    frozen = open_task(setting.taskdir, job, plan)
+    return Prepared(setting, frozen, Axis.from_dict(frozen.axis))
+
+
+def ledger_of(total: int, known: Progress) -> Ledger:
+    """The ledger of a task of `total` events of which the journals know `known`."""
+    ledger = Ledger(total)
+    ledger.quarantined = known.quarantined
+    busy = IntervalSet(known.done)
+    for start, stop in known.quarantined:
+        busy.add(start, stop)
+    for event, tried in known.attempts.items():
+        ledger.retries[event] = Retry(tried.count)
+        busy.add(event, event + 1)
+    ledger.pending = IntervalSet(busy.gaps(0, total))
+    return ledger
+
+
+def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
+    """Run rank 0. Whatever happens, all ranks are ended and the exit code is left where the launcher looks for it."""
+    from yoda.run import EXIT_FILE, read, report_error
+
+    mpi: Any = None
+    gone = False
+    try:
+        setting = read(request)
+        prepared = prepare(setting)
+        with _allocation(prepared, environ) as allocation:
+            from mpi4py import MPI as mpi
+
+            code, gone = _yoda(prepared, allocation, mpi, environ, begun)
+            if not gone:
+                mpi.Finalize()
+            code = after(prepared, code)
+    except YodaError as error:
+        code = report_error(error)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = BUG
+    exit_file = environ.get(EXIT_FILE)
+    if exit_file:
+        from eventrange.durable import write_file
+
+        with contextlib.suppress(YodaError):
+            write_file(exit_file, str(code).encode())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if mpi is None or not mpi.Is_finalized():
+        if mpi is None:
+            from mpi4py import MPI as mpi
+        mpi.COMM_WORLD.Abort(code)  # ends ranks that still wait for us, or that are stuck
+    return 0 if exit_file else code
+
+
+@contextlib.contextmanager
+def _allocation(prepared: Prepared, environ: Mapping[str, str]) -> Iterator[Allocation]:
+    from slurm.environment import read_allocation
+
+    yield read_allocation(environ, time.time(), socket.gethostname(), os.getpid())
+
+
+def _yoda(
+    prepared: Prepared, allocation: Allocation, mpi: Any, environ: Mapping[str, str], begun: float
+) -> tuple[int, bool]:
+    """Run the master; returns (exit code, whether some rank is dead or stuck so that Finalize would hang)."""
+    from droid.transport import Transport, sharing
+    from eventrange.journal import JournalWriter
+    from slurm.environment import EndTime
+    from yoda.dispatcher import Dispatcher, Settings
+    from yoda.master import MasterShell, Run, task_message
+
+    setting, frozen, axis = prepared.setting, prepared.frozen, prepared.axis
+    job, site, taskdir = setting.job, setting.site, setting.taskdir
+    say = sayer(taskdir.log(allocation.name, 0))
+    transport = Transport(mpi, mpi.COMM_WORLD)
+    sharing(mpi, mpi.COMM_WORLD)  # the Droids want to know; it takes all ranks
+    known = read_progress(taskdir, frozen.fingerprint)
+    for name, what in known.damage.items():
+        say(f"journal {name} is damaged: {what}; what it hit is processed again")
+    for warning in frozen.warnings:
+        say(warning)
+    ledger = ledger_of(axis.total, known)
+    if setting.request.retry_quarantined:
+        known = _take_up(prepared, ledger, say) or known
+        ledger = ledger_of(axis.total, known)
+    settings = Settings(
+        size=job.ranges.events or 0,
+        range_seconds=job.ranges.seconds,
+        max_attempts=job.ranges.max_attempts,
+        grace=site.grace,
+        margin=site.margin,
+    )
+    dispatcher = Dispatcher(ledger, [file.start for file in axis.files], settings, axis.total)
+    dispatcher.schema = known.schema
+    try:
+        os.makedirs(taskdir.journals, exist_ok=True)
+    except OSError as error:
+        raise explain(error, taskdir.journals) from error
+    journal = JournalWriter(
+        taskdir.journal(allocation.name),
+        frozen.fingerprint,
+        allocation.name,
+        created=time.time(),
+        started=time.time() - (time.monotonic() - begun),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        jobid=allocation.jobid,
+        restart=allocation.restart,
+        nodes=list(allocation.nodes),
+        mpi=mpi.Get_library_version().split("\n")[0][:80],
+    )
+    slurm_end = EndTime(allocation, environ, time.time)
+    own_end = time.time() + setting.request.time if setting.request.time is not None else None
+
+    def deadline() -> float | None:
+        return min((t for t in (own_end, slurm_end()) if t is not None), default=None)
+
+    if transport.size == 1 and not dispatcher.complete:
+        say("this is the only rank: a run needs one Yoda and at least one Droid (mpiexec -n 2 or more)")
+    run = Run(
+        allocation.name,
+        task_message(frozen, taskdir.indexes, setting.request.images),
+        site.commit.seconds / 2,
+        deadline,
+        say,
+        plain_progress(say),
+    )
+    done = ledger.done
+    say(
+        f"task {frozen.task}: {axis.total} events, {done} done, {ledger.quarantined.total} quarantined, "
+        f"{ledger.open} to do; allocation {allocation.name}, {transport.size - 1} Droids"
+    )
+    code, reason = MasterShell(transport, dispatcher, journal, run).run()
+    ledger = dispatcher.ledger
+    say(f"{reason}: {ledger.done} of {ledger.total} events done, {ledger.done - done} of them now")
+    alive = all(d.state == "bye" for d in dispatcher.droids.values())
+    return code, bool(transport.gone) or not alive or len(dispatcher.droids) < transport.size - 1
+
+
+def _take_up(prepared: Prepared, ledger: Ledger, say: Callable[[str], None]) -> Progress | None:
+    """Make quarantined events pending again (`--retry-quarantined`)."""
+    import numpy as np
+
+    from yoda.merging import make_pending
+
+    taskdir, frozen = prepared.setting.taskdir, prepared.frozen
+    pairs = np.array(list(ledger.quarantined), np.int64).reshape(-1, 2)
+    if not len(pairs):
+        return None
+    make_pending(taskdir, frozen.fingerprint, pairs[:, 0], pairs[:, 1], "retry of quarantined events was asked for")
+    say(f"{ledger.quarantined.total} quarantined events are taken up again")
+    return read_progress(taskdir, frozen.fingerprint)
+
+
+def after(prepared: Prepared, code: int) -> int:
+    """What follows a run that completed its task: the merge, if the job asks for it."""
+    from yoda.merging import MergeChoices, merge_task
+
+    output = prepared.setting.job.output
+    if code not in (OK, BAD_DATA) or not output.merge:
+        return code
+    try:
+        merged = merge_task(
+            prepared.setting.taskdir,
+            prepared.frozen,
+            MergeChoices(output.compression, output.events_per_file),
+        )
+    except MergeIncomplete as error:
+        print(f"yoda: {error}", file=sys.stderr)
+        return error.exit_code
+    folder = prepared.setting.taskdir.merged
+    files = ", ".join(os.path.join(folder, name) for name in merged.files[:3])
+    more = f" and {len(merged.files) - 3} more" if len(merged.files) > 3 else ""
+    print(f"{merged.events} events of task {prepared.frozen.task} are in {files}{more}", flush=True)
+    return code
+
+
+def sayer(path: str) -> Callable[[str], None]:
+    """A function that logs a sentence, with the time, to stderr and to the allocation's story."""
+
+    def say(text: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')} {text}"
+        print(line, file=sys.stderr, flush=True)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "a") as file:
+                file.write(line + "\n")
+        except OSError:
+            pass  # a full disk must not end the run that is trying to say so
+
+    return say
+
+
+def plain_progress(say: Callable[[str], None], every: float = 60.0) -> Callable[[Any, float], None]:
+    """One plain line a minute."""
+    state = {"next": time.monotonic() + every, "done": -1, "at": time.monotonic()}
+
+    def progress(dispatcher: Any, lag: float) -> None:
+        now = time.monotonic()
+        ledger = dispatcher.ledger
+        if state["done"] < 0:
+            state["done"], state["at"] = ledger.done, now
+        if now < state["next"]:
+            return
+        rate = (ledger.done - state["done"]) / (now - state["at"])
+        workers = sum(d.workers for d in dispatcher.at_work)
+        busy = sum(d.busy for d in dispatcher.at_work)
+        eta = f"{ledger.open / rate:.0f} s" if rate > 0 else "unknown"
+        say(
+            f"{ledger.done}/{ledger.total} events, {rate:.1f} events/s, ETA {eta}, "
+            f"{busy} of {workers} workers busy, commit lag {lag:.1f} s"
+        )
+        state.update(next=now + every, done=ledger.done, at=now)
+
+    return progress

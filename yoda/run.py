@@ -1,0 +1,258 @@
+"""`yoda run`: this rank's part of an allocation, or, without a launcher, starting one.
+
+Order matters and is the point of this module (L11): read the configuration, start the zygote, and only then import MPI. While MPI
+starts, the zygote already loads the payload.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eventrange.errors import OK, RUN_AGAIN, LauncherMissing, YodaError
+from eventrange.taskdir import TaskDir
+from yoda.config import Job, Site, default_task_dir, load_job, load_site
+
+EXIT_FILE = "YODA_EXIT_FILE"
+_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT)
+#: One thread per worker: there is a worker per core already.
+_ONE_THREAD = {
+    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    job: str
+    site: str | None = None
+    task: str | None = None
+    droids: int | None = None
+    workers: int | None = None
+    sets: tuple[str, ...] = ()
+    time: float | None = None  #: seconds this allocation has from now
+    retry_quarantined: bool = False
+    images: bool = True
+
+    def arguments(self) -> list[str]:
+        """The command line that asks a rank for the same; without what only the launcher needs."""
+        out = ["run", self.job]
+        for flag, value in (("--site", self.site), ("--task", self.task), ("--workers", self.workers)):
+            if value is not None:
+                out += [flag, str(value)]
+        for value in self.sets:
+            out += ["--set", value]
+        if self.time is not None:
+            out += ["--time", str(self.time)]
+        if self.retry_quarantined:
+            out.append("--retry-quarantined")
+        if not self.images:
+            out.append("--no-images")
+        return out
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Configuration of one run, read."""
+
+    request: Request
+    job: Job
+    site: Site
+    taskdir: TaskDir
+
+
+def read(request: Request) -> Setting:
+    """Read and check job and site."""
+    job = load_job(request.job, request.sets)
+    site = load_site(request.site, request.sets)
+    root = os.path.abspath(request.task or default_task_dir(job))
+    return Setting(request, job, site, TaskDir(root))
+
+
+def run(request: Request, environ: Mapping[str, str] = os.environ) -> int:
+    """Run this process's part; returns the exit code."""
+    from slurm.environment import launched_rank
+
+    begun = time.monotonic()
+    place = launched_rank(environ)
+    if place is None:
+        return launch(read(request), environ)
+    rank = place[0]
+    if rank == 0:
+        from yoda.rank0 import rank0
+
+        return rank0(request, environ, begun)
+    return droid_rank(read(request), begun)
+
+
+# -- a Droid's rank ----------------------------------------------------------------------------------------------------
+
+
+def droid_rank(setting: Setting, begun: float) -> int:
+    """Rank 1 and up: zygote first, then MPI, then the Droid until Yoda says Stop."""
+    from droid import zygote
+    from droid.slots import Slots
+
+    job, site = setting.job, setting.site
+    cores = len(os.sched_getaffinity(0))
+    slots = Slots(setting.request.workers or site.workers or cores)
+    scratch = tempfile.mkdtemp(
+        prefix="yoda-", dir=site.scratch if site.scratch and os.path.isdir(site.scratch) else None
+    )
+    try:
+        blueprint = zygote.Blueprint(
+            load=lambda: load_payload(job),
+            scratch=scratch,
+            imports=("h5py", "eventrange.image", "droid.inputs"),
+            memory=job.payload.memory,
+            environment={k: v for k, v in _ONE_THREAD.items() if k not in os.environ},
+        )
+        control = zygote.start(blueprint, slots)
+        return _droid_with_mpi(setting, begun, control, slots, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _droid_with_mpi(setting: Setting, begun: float, control: socket.socket, slots: Any, scratch: str) -> int:
+    from mpi4py import MPI
+
+    from droid.rank import DroidShell, Options
+    from droid.transport import Transport, sharing
+
+    job, site = setting.job, setting.site
+    comm = MPI.COMM_WORLD
+    transport = Transport(MPI, comm)
+    shared = sharing(MPI, comm)
+    workers = setting.request.workers or site.workers or max(1, len(slots.table) // shared)
+    options = Options(
+        workers=min(workers, len(slots.table)),
+        timeout=job.ranges.timeout,
+        segment_bytes=site.segments.max_bytes,
+        segment_seconds=site.segments.max_age,
+        segment_format=site.segments.format,
+        commit_seconds=site.commit.seconds / 2,  # half here, half at Yoda
+        commit_bytes=site.commit.bytes,
+        grace=site.grace,
+    )
+    shell = DroidShell(transport, setting.taskdir, options, control, slots, scratch, begun)
+    code = shell.run()
+    finalize(MPI, transport)
+    return code
+
+
+def finalize(mpi: Any, transport: Any) -> None:
+    """End MPI in good order where everybody still lives; otherwise leave without it, since Finalize would wait for the dead."""
+    if transport.gone:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    mpi.Finalize()
+
+
+def load_payload(job: Job) -> Any:
+    """The payload of `job`, Python or program. Runs in the zygote."""
+    if job.payload.command is not None:
+        from droid.channel import load_command
+
+        return load_command(job.payload.command, job.folder)
+    from droid.payload import load
+
+    spec = job.payload.python or ""
+    place, _, name = spec.rpartition(":")
+    if job.payload_file is not None:
+        spec = f"{job.payload_file}:{name}"
+    return load(spec, job.payload.options)
+
+
+# -- without a launcher ------------------------------------------------------------------------------------------------
+
+
+def launch(setting: Setting, environ: Mapping[str, str]) -> int:
+    """Start our own mpiexec with one Yoda and N Droids on this machine, and see it through."""
+    from yoda.rank0 import prepare
+
+    request, site = setting.request, setting.site
+    prepare(setting)  # what is wrong is said here, once, and before any MPI
+    droids = request.droids or 1
+    ranks = droids + 1
+    with tempfile.TemporaryDirectory(prefix="yoda-run-") as folder:
+        exit_file = os.path.join(folder, "exit")
+        command, extra = launcher(site.launcher, ranks, environ)
+        arguments = [*command, sys.executable, _entry(), *request.arguments()]
+        env = {**environ, **extra, EXIT_FILE: exit_file}
+        child = subprocess.Popen(arguments, env=env, start_new_session=True)
+        stops: list[float] = []
+
+        def forward(number: int, _: Any) -> None:
+            # Launchers answer SIGTERM and SIGINT by killing the ranks; the user signals they pass on.
+            stops.append(time.monotonic())
+            if number == signal.SIGINT and len(stops) > 1:
+                child.send_signal(signal.SIGTERM)
+            else:
+                child.send_signal(
+                    signal.SIGUSR1 if number in (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU) else number
+                )
+
+        for number in _FORWARDED:
+            signal.signal(number, forward)
+        status = child.wait()
+        for number in _FORWARDED:
+            signal.signal(number, signal.SIG_DFL)
+        try:
+            with open(exit_file) as file:
+                return int(file.read())
+        except (OSError, ValueError):
+            # The launcher's own status means nothing: it is 0 for some ways of losing everything.
+            print(
+                f"the run ended without a result (launcher status {status}); run the same command again to go on",
+                file=sys.stderr,
+            )
+            return RUN_AGAIN
+
+
+def launcher(template: str | None, ranks: int, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """(command, environment to add) that starts `ranks` processes.
+
+    By default the mpiexec of this Python environment, or of the PATH. An Open MPI is asked for fault tolerance (ULFM), so
+    that the loss of one Droid does not end the job, and to allow more ranks than cores: Yoda sleeps nearly always.
+    """
+    if template is not None:
+        return shlex.split(template.format(ranks=ranks, nodes=1)), {}
+    beside = os.path.join(os.path.dirname(sys.executable), "mpiexec")
+    found = beside if os.access(beside, os.X_OK) else shutil.which("mpiexec")
+    if found is None:
+        raise LauncherMissing(python=sys.executable)
+    version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+    path = {"PATH": os.path.dirname(found) + os.pathsep + environ.get("PATH", "")}
+    if "Open MPI" in version or "OpenRTE" in version or "prte" in version.lower():
+        ulfm = ["--with-ft", "ulfm"] if " 4." not in version.splitlines()[0] else []
+        root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.getuid() == 0 else {}
+        flags = ["--oversubscribe", "--bind-to", "none", *ulfm]
+        return [found, *flags, "-n", str(ranks)], {**path, **root}
+    return [found, "-n", str(ranks)], path
+
+
+def _entry() -> str:
+    import eventrange.entry
+
+    return os.path.abspath(eventrange.entry.__file__)
+
+
+def report_error(error: YodaError) -> int:
+    """Print an error for people; returns its exit code."""
+    print(f"yoda: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+__all__ = ["OK", "Request", "Setting", "finalize", "launch", "launcher", "load_payload", "read", "report_error", "run"]
