@@ -154,7 +154,7 @@ def merge(
             pieces = np.stack((bad["keep_start"], bad["keep_stop"]), axis=1)
             missing = joined(np.concatenate((missing, pieces)))
             if not partial:
-                raise _incomplete(missing, events, bad, next(iter(plan.damaged.values())))
+                raise _incomplete(missing, events, bad, plan.damaged[min(plan.damaged)])
         described = []
         for temporary, entry, count in zip(temporaries, names, counts, strict=True):
             size, _, sha256 = digest(temporary)
