@@ -29,6 +29,9 @@ class Files:
     def pread(self, fd: int, size: int, offset: int) -> bytes:
         return os.pread(fd, size, offset)
 
+    def size(self, fd: int) -> int:
+        return os.fstat(fd).st_size
+
     def fsync(self, fd: int) -> None:
         os.fdatasync(fd)
 

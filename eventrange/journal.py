@@ -204,20 +204,19 @@ class JournalReader:
                     batch = []
                 data, end = self._more(fd, data[at:])
                 at, view = 0, memoryview(data)
+            used = self._run(data, view, at, batch)
+            if used:
+                at += used
+                continue
             head = self._header(data, at)
             if head is not None:
                 start, stop = at + HEADER_SIZE, at + HEADER_SIZE + head.nbytes
                 payload = view[start:stop]
                 if len(payload) == head.nbytes and zlib.crc32(payload) == head.crc:
-                    usable = self._usable(head)
-                    if usable and head.kind == RECORDS and head.sequence not in self._saved:
-                        batch.append(payload)
-                        self.offset += stop - at
-                        at = stop
-                        continue
                     if batch:
                         yield _rows(batch)
                         batch = []
+                    usable = self._usable(head)
                     if not head.own:
                         self._spot(stop - at)
                     self.offset += stop - at
@@ -250,6 +249,35 @@ class JournalReader:
             if len(rows):
                 yield rows
 
+    def _run(self, data: bytes, view: memoryview, at: int, batch: list[memoryview]) -> int:
+        """Take the run of expected, whole record frames at `at`, which is nearly all there ever is; returns its bytes.
+
+        The same checks as below, without a call for each: with small frames this loop is what a resume waits for.
+        """
+        begin, last, sequence, crc32 = at, len(data) - HEADER_SIZE, self._next, zlib.crc32
+        if self._saved:  # after damage a frame may hold what has been found before
+            return 0
+        expected, unpack = (MAGIC, records.VERSION, RECORDS, self._id), _HEADER.unpack_from
+        while at <= last:
+            head = unpack(data, at)
+            start = at + HEADER_SIZE
+            payload = view[start : start + head[6]]
+            if (
+                head[:4] != expected
+                or head[4] != sequence
+                or head[6] != head[5] * records.SIZE
+                or head[8] != crc32(view[at : start - 4])
+                or len(payload) != head[6]
+                or head[7] != crc32(payload)
+            ):
+                break
+            batch.append(payload)
+            sequence += 1
+            at = start + head[6]
+        self._next = sequence
+        self.offset += at - begin
+        return at - begin
+
     def _more(self, fd: int, data: bytes) -> tuple[bytes, bool]:
         """`data` and what follows it in the file, enough to hold any frame; and whether that is the end of the file."""
         parts, size = [data], len(data)
@@ -262,20 +290,20 @@ class JournalReader:
         return b"".join(parts), False
 
     def _read(self, fd: int, offset: int) -> bytes:
-        try:
-            return self.files.pread(fd, _BLOCK, offset)
-        except OSError as error:
-            # A bad spot of the disk is damage like any other: read around it.
-            if error.errno != errno.EIO or offset >= os.fstat(fd).st_size:
-                raise
-        size = min(_SECTOR - offset % _SECTOR, os.fstat(fd).st_size - offset)
-        try:
-            return self.files.pread(fd, size, offset)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-        self.damage.unreadable += size
-        return bytes(size)
+        size = _BLOCK
+        while True:
+            try:
+                return self.files.pread(fd, size, offset)
+            except OSError as error:
+                # A bad spot of the disk is damage like any other: read up to it, and around it.
+                rest = self.files.size(fd) - offset
+                if error.errno != errno.EIO or rest <= 0:
+                    raise
+                sector = min(rest, _SECTOR - offset % _SECTOR)
+                if size <= sector:
+                    self.damage.unreadable += sector
+                    return bytes(sector)
+            size = max(size // 2, sector)
 
     def _header(self, data: bytes, at: int) -> _Header | None:
         """The header at `at`, or None if there is none."""
@@ -304,7 +332,8 @@ class JournalReader:
         self._expect(head.sequence)
         if self._missing.remove(head.sequence, head.sequence + 1):
             self.damage.frames_lost = self._missing.total
-        if head.version != records.VERSION or head.kind not in (RECORDS, NOTE):
+        sizes = {NOTE: head.nbytes, RECORDS: head.number * records.SIZE}
+        if head.version != records.VERSION or sizes.get(head.kind) != head.nbytes:
             self.damage.unknown += 1
             return False
         return True
@@ -316,12 +345,12 @@ class JournalReader:
             self._next = sequence + 1
 
     def _late(self, head: _Header, payload: memoryview) -> Iterator[Entry]:
-        """A whole frame of which parts have been found before."""
+        """The records of a whole frame, without those that were found before, when it was not whole."""
         rows = np.frombuffer(payload, records.RECORD)
-        known = self._saved.pop(head.sequence)
+        known = self._saved.pop(head.sequence, set())
         self._owed.pop(head.sequence, None)
         self.damage.records_lost = sum(self._owed.values())
-        news = rows[[row.tobytes() not in known for row in rows]]
+        news = rows[[row.tobytes() not in known for row in rows]] if known else rows
         if len(news):
             yield news
 
