@@ -8,6 +8,7 @@ files are complete and durable; `merge.json` comes last and is what says that a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import deque
@@ -25,7 +26,7 @@ from eventrange.durable import FILES, Files, explain, write_file
 from eventrange.errors import ImageDamaged, MergeIncomplete
 from eventrange.fields import Image, schema_of
 from eventrange.image import read
-from eventrange.segment import digest, verify
+from eventrange.segment import verify
 from stageout.finalfile import FinalFile, Layout
 from stageout.layout import FieldVaries, fit, layouts_of, length
 from stageout.winners import PLACED, common, gaps, joined, winners
@@ -157,7 +158,7 @@ def merge(
                 raise _incomplete(missing, events, bad, plan.damaged[min(plan.damaged)])
         described = []
         for temporary, entry, count in zip(temporaries, names, counts, strict=True):
-            size, _, sha256 = digest(temporary)
+            size, sha256 = _digest(temporary)
             described.append({"name": entry, "events": count, "size": size, "sha256": sha256})
         _publish(temporaries, paths, folder, files)
     except OSError as error:
@@ -297,7 +298,7 @@ def _write(
                         image = next((found for _, found in images if found is not None), None)
                     if image is None:
                         break
-                    inside = int(np.searchsorted(image.positions, stop))
+                    inside = min(len(image.positions), stop - int(image.positions[0]))
                     if inside < len(image.positions):
                         rest = image.select(slice(inside, None))
                         image = image.select(slice(0, inside))
@@ -325,6 +326,15 @@ def _publish(temporaries: list[str], paths: list[str], folder: str, files: Files
     files.fsync_folder(folder)
 
 
+def _digest(path: str) -> tuple[int, str]:
+    sha, size = hashlib.sha256(), 0
+    with open(path, "rb", buffering=0) as file:
+        while data := file.read(1 << 20):
+            sha.update(data)
+            size += len(data)
+    return size, sha.hexdigest()
+
+
 def _load(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
@@ -338,7 +348,7 @@ def _current(folder: str, notes: Mapping[str, Any]) -> bool:
     for entry in notes["files"]:
         path = os.path.join(folder, entry["name"])
         try:
-            if os.path.getsize(path) != entry["size"] or digest(path)[2] != entry["sha256"]:
+            if os.path.getsize(path) != entry["size"] or _digest(path)[1] != entry["sha256"]:
                 return False
         except OSError:
             return False
