@@ -14,7 +14,8 @@
 | `{workdir}` | the private folder, also the working directory; removed afterwards |
 
 The program, and every argument that begins with `./` or `../`, is a path beside the job file; `{{word}}` gives
-`{word}`. What an event gives must not depend on the range it is in: that is the program's duty, as it is that of `process_range`.
+`{word}`. What an event gives must not depend on the range it is in: that is the program's duty, as it is that of
+`process_range`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Two formats, told apart by their first bytes:
 
 * HDF5: every dataset in the root is a field and its first axis is the event; where a dataset `<field>_count` of
-  integers is beside it, `<field>` holds the rows of all events one after another, and `<field>_count` how many are whose.
+  integers is beside it, `<field>` holds the rows of all events one after another, `<field>_count` how many are whose.
 * JSON lines: one object per event and line, in order. `true` -> bool, `3` -> int64, `3.0` -> float64, `"x"` -> string,
   a list -> an array of these, lists of equally long lists -> arrays with more axes. Numbers are taken as written, so a
   field must not be `1` in one event and `1.5` in another, and the numbers of an empty list are taken to be floats.

@@ -217,7 +217,8 @@ class DroidShell:
                 self.core.granted(now, ranges, message.size, message.range_seconds, message.remaining, message.schema)
             )
         elif isinstance(message, messages.Drain):
-            self.log(f"draining within {message.grace:.1f} s: {message.reason}")
+            if message.reason != "complete":
+                self.log(f"draining within {message.grace:.1f} s: {message.reason}")
             self._do(self.core.drain(now, message.grace))
         elif isinstance(message, messages.Reclaim):
             self._do(self.core.reclaimed(message.events, self.slots.snapshot()))
@@ -301,6 +302,8 @@ class DroidShell:
             output = message.get("output") or ""
             self._fall_sick(text + (f"\nwhat it printed last:\n{output[-2000:]}" if output else ""), message["code"])
         elif "ready" in message:
+            if "jagged" in message:
+                self.notes.append({"note": "payload", "jagged": message["jagged"], "versions": message["versions"]})
             if self.zygote_ready:
                 self.log("the zygote died and was replaced")
                 for index in list(self.peers):

@@ -27,8 +27,8 @@ _PARTS = struct.Struct("<II")
 class Extra(msgspec.Struct, array_like=True):
     """The small part of a batch: evidence of failures, event times (bin -> events), the schema of the images, times idle."""
 
-    evidence: list[Evidence] = []  # noqa: RUF012
-    times: dict[int, int] = {}  # noqa: RUF012
+    evidence: list[Evidence] = []
+    times: dict[int, int] = {}
     schema: str = ""
     waited: float = 0.0
 
@@ -81,4 +81,3 @@ class FrameReader:
         whole = memoryview(self._data)
         self._data = bytearray(whole[at:])
         return [(kind, whole[start : start + size]) for kind, start, size in out]
-

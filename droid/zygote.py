@@ -135,7 +135,7 @@ class Zygote:
         gc.freeze()  # keep the collector from touching, and so copying, the pages that workers share
         sys.stdout.flush()
         sys.stderr.flush()
-        self.tell(ready=time.monotonic() - begun, pid=os.getpid())
+        self.tell(ready=time.monotonic() - begun, pid=os.getpid(), jagged=sorted(self.payload.jagged), versions=versions())
         return self._loop()
 
     def _loop(self) -> int:
@@ -231,6 +231,16 @@ class Zygote:
         os.dup2(fd, 1)
         os.dup2(fd, 2)
         os.close(fd)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the bytes: Python and the packages the payload has imported that say their version."""
+    out = {"python": sys.version.split()[0]}
+    for name, module in list(sys.modules.items()):
+        version = getattr(module, "__version__", None)
+        if "." not in name and isinstance(version, str) and name not in ("__main__", "__mp_main__"):
+            out[name] = version
+    return dict(sorted(out.items())[:64])
 
 
 def poll_in(sock: socket.socket) -> bool:

@@ -321,3 +321,21 @@ class SlurmRefused(YodaError):
     exit_code = BAD_CONFIG
     what = "Slurm does not accept the job: {detail}"
     todo = "correct the slurm: keys of the site file ({keys}); sinfo and sacctmgr show assoc say what you may ask for"
+
+
+class LauncherMissing(YodaError):
+    """No mpiexec was found to start a run with."""
+
+    exit_code = BAD_CONFIG
+    what = "no mpiexec beside {python} or on the PATH"
+    todo = "pip install 'yoda-droid[mpi]', load the site's MPI, or set `launcher` in the site file"
+
+
+class TaskBusy(YodaError):
+    """Another run is at work on this task directory."""
+
+    exit_code = RUN_AGAIN
+    what = "task {path} is being worked on by {owner}"
+    todo = (
+        "wait for it or stop it, then run the same command again; if it is dead, that is noticed within {seconds:.0f} s"
+    )

@@ -264,8 +264,8 @@ def check_open_files(soft: int, hard: int, workers: int) -> Finding:
 
 
 def check_clocks(ahead: Mapping[str, float], uncertain: float = 0.0) -> Finding:
-    """Clocks of the nodes: by how many seconds each is ahead of the first; `uncertain` is how well that was
-    measured.""" if not ahead:
+    """Clocks of the nodes: by how many seconds each is ahead of the first, measured to within `uncertain` seconds."""
+    if not ahead:
         return _ok("one node", "clocks")
     low, high = min(ahead, key=ahead.__getitem__), max(ahead, key=ahead.__getitem__)
     spread = ahead[high] - ahead[low]

@@ -100,9 +100,9 @@ def _from_output(jobid: int, restart: int, output: str) -> Ended:
             found := re.search(r"preempted (\d{4}-\S+)|reason (TimeLimit)|(ends with code)|(gives up)", said[2])
         ):
             return Ended.PREEMPTED if found[1] else Ended.WALLTIME if found[2] else Ended.FINISHED
-        if said and "time is up" in said[2]:
-            told = Ended.WALLTIME
-        noted = re.search(rf"\*\*\* JOB {jobid} ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z_ ]+?))? \*\*\*", line)
+        noted = re.search(rf"\*\*\* JOB {jobid} ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z_, ]+?))? \*\*\*", line)
         if noted and told is Ended.UNKNOWN:
-            told = _NOTES.get(noted[1] or "", Ended.CANCELLED if noted[1] is None else Ended.UNKNOWN)
+            reason = noted[1] or ""
+            told = next((ended for note, ended in _NOTES.items() if reason.startswith(note)), Ended.UNKNOWN)
+            told = told if reason else Ended.CANCELLED
     return told

@@ -104,7 +104,7 @@ def look(partition: str | None, run: Runner) -> Place:
     if not partition:
         rows = [row for row in rows if row[1].endswith("*")]
     # * + $ ... after the state: not responding, booting, in a reservation; such a node is not for us
-    idle = [row[0] for row in rows if row[2] in _IDLE + _PLANNED]
+    idle = dict.fromkeys(row[0] for row in rows if row[2] in _IDLE + _PLANNED)
     limits = [_limit(row[3]) for row in rows]
     queue = output_of(run, ["squeue", "-h", "--states=PENDING", "-o", "%S|%Y|%r"])
     waiting = [_waiting(*line.split("|", 2)) for line in queue.splitlines()]

@@ -67,7 +67,7 @@ def sbatch_script(
         start=f"{start} {shlex.join(command)}",
         patience=max(1, lead - LAST_MOMENT) if lead > 2 * LAST_MOMENT else max(1, lead // 2),
         silent=MAX_SILENT_STARTS,
-        requeue=_REQUEUE if site.requeue else _NO_REQUEUE,
+        come_back=_REQUEUE if site.requeue else _RESUBMIT,
     )
 
 
@@ -108,14 +108,31 @@ def _quoted(option: str) -> str:
     return option
 
 
-_REQUEUE = 'scontrol requeue "$SLURM_JOB_ID" || sbatch "$script"'
-_NO_REQUEUE = 'sbatch "$script"'
+# where the site forbids a requeue the script submits itself again, and may then end
+_REQUEUE = 'scontrol requeue "$SLURM_JOB_ID" && break\n            sbatch "$script" && exit 75'
+_RESUBMIT = 'sbatch "$script" && exit 75'
 
 _TEMPLATE = """\
 #!/bin/bash
 # One allocation of task {name}, written by `yoda submit`. It can be kept, changed and submitted by hand.
 # Exit codes: 0 complete, 65 complete but events are quarantined, 73 cannot write, 78 configuration, 75 work is left.
 {sbatch}
+
+say() {{ printf '%(%F %T)T allocation %s.%s: %s\\n' -1 "$SLURM_JOB_ID" "${{SLURM_RESTART_COUNT:-0}}" "$*"; }}
+ask() {{ SLURM_TIME_FORMAT=standard scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* $1=\\([^ ]*\\).*/\\1/p"; }}
+
+# --- warnings: before the time limit, at preemption, by scancel
+launcher= warned= late= alarm=
+warn() {{
+    say "$1 received, Yoda is told to stop"
+    [ -n "$launcher" ] && kill -USR1 "$launcher" 2> /dev/null
+    # what is not done by then is given up: to be requeued matters more
+    if [ -z "$warned" ]; then (sleep {patience} && kill -USR2 $$) & alarm=$!; fi
+    warned=$1
+}}
+trap 'warn USR1' USR1
+trap 'warn TERM' TERM
+trap 'late=1' USR2
 
 # --- site
 {setup}
@@ -135,8 +152,6 @@ export YODA_EXIT_FILE=$logs/slurm-$SLURM_JOB_ID.exit     # written by Yoda at it
 export YODA_END_FILE=$logs/slurm-$SLURM_JOB_ID.end       # when Slurm will end this allocation, unix time
 silent=$logs/slurm-$SLURM_JOB_ID.silent                  # starts in a row of which Yoda told nothing
 rm -f "$YODA_EXIT_FILE"
-say() {{ printf '%(%F %T)T allocation %s.%s: %s\n' -1 "$SLURM_JOB_ID" "${{SLURM_RESTART_COUNT:-0}}" "$*"; }}
-ask() {{ SLURM_TIME_FORMAT=standard scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* $1=\\([^ ]*\\).*/\\1/p"; }}
 watch_end() {{
     while :; do
         end=$(SLURM_TIME_FORMAT=standard squeue -h -j "$SLURM_JOB_ID" -o %e) && end=$(date -d "$end" +%s) &&
@@ -146,19 +161,6 @@ watch_end() {{
 }}
 watch_end 2> /dev/null &
 watcher=$!
-
-# --- warnings: before the time limit, at preemption, by scancel
-launcher= warned= late= alarm=
-warn() {{
-    say "$1 received, Yoda is told to stop"
-    [ -n "$launcher" ] && kill -USR1 "$launcher" 2> /dev/null
-    # what is not done by then is given up: to be requeued matters more
-    if [ -z "$warned" ]; then (sleep {patience} && kill -USR2 $$) & alarm=$!; fi
-    warned=$1
-}}
-trap 'warn USR1' USR1
-trap 'warn TERM' TERM
-trap 'late=1' USR2
 
 say "starts on $SLURM_JOB_NODELIST"
 # a session of its own: Slurm's SIGTERM to the job must not end the launcher before its ranks
@@ -189,8 +191,12 @@ if [ -z "$code$warned" ] && [ "$state/$preempted" = RUNNING/None ] && [ $SECONDS
     fi
     sleep 10     # if a node has just died, Slurm must notice before it gives us nodes again
 fi
-case $state/$reason in
-    RUNNING/* | */TimeLimit | /) {requeue} ;;
+case $state/$reason/$preempted in
+    RUNNING/* | */TimeLimit/* | //*{also})
+        for _ in {{1..60}}; do
+            {come_back}
+            sleep 5
+        done ;;
 esac
 # otherwise Slurm is ending the job already: cancelled, or preempted and requeued by Slurm
 for _ in {{1..600}}; do sleep 1; done

@@ -246,17 +246,17 @@ class MasterShell:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _over(self, now: float) -> bool:
+        """Whether there is nothing left to wait for: neither a Droid nor the journal."""
         d = self.dispatcher
         if self.broken is not None or self.stop_now:
             return True
+        if d.draining and now > d.drain_ends:
+            return self.syncing_since is None or now > d.drain_ends + 5.0
         if self.waiting_since is not None or self.syncing_since is not None:
-            return d.draining != "" and now > d.drain_ends + 5.0
-        if d.drained or (d.draining and now > d.drain_ends):
-            return True
-        if d.exit_code is not None and not d.at_work:
-            return True
-        nobody = len(self.greeted) >= self.transport.size - 1 and not d.at_work
-        return (d.exit_code is not None and not d.active) or nobody
+            return False
+        if len(self.greeted) < self.transport.size - 1:
+            return False  # a rank that is still starting would wait for ever for an answer
+        return not d.at_work or (d.exit_code is not None and not d.active)
 
     def _end(self) -> tuple[int, str]:
         code, reason = self.dispatcher.result()

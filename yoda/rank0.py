@@ -75,6 +75,16 @@ def ledger_of(total: int, known: Progress) -> Ledger:
     return ledger
 
 
+def finished(prepared: Prepared) -> int | None:
+    """The exit code if there is nothing left to do; None if there is."""
+    known = read_progress(prepared.setting.taskdir, prepared.frozen.fingerprint)
+    if ledger_of(prepared.total, known).open:
+        return None
+    if known.quarantined:
+        return None if prepared.setting.request.retry_quarantined else BAD_DATA
+    return OK
+
+
 def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
     """Run rank 0. Whatever happens, all ranks are ended and the exit code is left where the launcher looks for it."""
     from yoda.run import EXIT_FILE, read, report_error

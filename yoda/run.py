@@ -180,10 +180,13 @@ def load_payload(job: Job) -> Any:
 
 def launch(setting: Setting, environ: Mapping[str, str]) -> int:
     """Start our own mpiexec with one Yoda and N Droids on this machine, and see it through."""
-    from yoda.rank0 import prepare
+    from yoda.rank0 import after, finished, prepare
 
     request, site = setting.request, setting.site
-    prepare(setting)  # what is wrong is said here, once, and before any MPI
+    prepared = prepare(setting)  # what is wrong is said here, once, and before any MPI
+    code = finished(prepared)
+    if code is not None:
+        return after(prepared, code)
     droids = request.droids or 1
     ranks = droids + 1
     with tempfile.TemporaryDirectory(prefix="yoda-run-") as folder:

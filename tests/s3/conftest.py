@@ -85,9 +85,10 @@ class Bucket:
 
     def site(self, direct: bool = False, **keys: Any) -> EndpointSite:
         """A site entry for it."""
-        url = self.server.url if direct else self.proxy.url
-        defaults = {"part_size": 5 << 20, "attempts": 3, "name": "primary", "url": f"s3://{self.name}/some/prefix"}
-        return EndpointSite(endpoint_url=url, **{**defaults, **keys})
+        defaults: dict[str, Any] = {"part_size": 5 << 20, "attempts": 3, "name": "primary"}
+        defaults["url"] = f"s3://{self.name}/some/prefix"
+        defaults["endpoint_url"] = self.server.url if direct else self.proxy.url
+        return EndpointSite(**{**defaults, **keys})
 
     def endpoint(self, direct: bool = False, **keys: Any) -> Endpoint:
         """An endpoint that never really sleeps; what it would have slept is in `waits`."""

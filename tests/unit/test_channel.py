@@ -61,7 +61,8 @@ ECHO = """
     with open(output, "w") as file:
         for i in range(int(events)):
             print(json.dumps(dict(name=name, first=int(first), last=int(last), position=int(position) + i,
-                                  seed=int(seed), inside=os.getcwd() == os.path.realpath(workdir), rest=sys.argv[9:])), file=file)
+                                  seed=int(seed), inside=os.getcwd() == os.path.realpath(workdir),
+                                  rest=sys.argv[9:])), file=file)
 """
 ALL = ("{input}", "{first}", "{last}", "{events}", "{position}", "{seed}", "{output}", "{workdir}")
 
