@@ -111,7 +111,10 @@ class Zygote:
         self.task: dict[str, Any] = {}
 
     def tell(self, **message: Any) -> None:
-        self.sock.send(msgspec.msgpack.encode(message))
+        try:
+            self.sock.send(msgspec.msgpack.encode(message))
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(0)  # the Droid has ended; so do we, and the kernel ends the workers
 
     def run(self) -> int:
         begun = time.monotonic()
