@@ -153,7 +153,7 @@ class DroidShell:
             self.signalled.clear()
         elif fd == self.control.fileno():
             self._zygote()
-        else:
+        elif fd in self._by_fd:  # else its worker was dropped by what was read before it in the same round
             self._worker(self._by_fd[fd])
 
     def _ring(self) -> None:

@@ -220,6 +220,8 @@ class Zygote:
             file.seek(0)
             self.task = msgspec.msgpack.decode(file.read())
         self.axis = Axis.from_dict(self.task["axis"])
+        if not self.payload.needs_events:
+            self.payload.axis = self.axis
 
     def _events(self) -> Any:
         from droid.inputs import InputSet

@@ -220,6 +220,7 @@ def _check_file_time(folder: Path, path: Path, clock: Callable[[], float]) -> Fi
     if abs(skew) < 5:
         return _ok("file times agree with the clock", str(path))
     todo = "ask the administrators to synchronise the clocks: leases of other allocations are judged by file time"
+    return Finding(Level.WARN, f"file times differ from this node's clock by {skew:.0f} s", str(path), todo)
 
 
 def check_space(path: Path, needed: int) -> Finding:
@@ -234,7 +235,7 @@ def check_space(path: Path, needed: int) -> Finding:
     if free < needed:
         what = f"{free / 1e9:.1f} GB are free, {needed / 1e9:.1f} GB are needed"
         return Finding(Level.FAIL, what, str(path), todo)
-    if 0 < stat.f_files and stat.f_favail < 1000:
+    if stat.f_files > 0 and stat.f_favail < 1000:
         return Finding(Level.FAIL, f"only {stat.f_favail} more files can be created", str(path), todo)
     return _ok(f"{free / 1e9:.1f} GB free", str(path))
 

@@ -192,13 +192,13 @@ if [ -z "$code$warned" ] && [ "$state/$preempted" = RUNNING/None ] && [ $SECONDS
     sleep 10     # if a node has just died, Slurm must notice before it gives us nodes again
 fi
 case $state/$reason/$preempted in
-    RUNNING/* | */TimeLimit/* | //*{also})
+    RUNNING/* | */TimeLimit/* | COMPLETING/*/[0-9]* | //*)
         for _ in {{1..60}}; do
             {come_back}
             sleep 5
         done ;;
 esac
-# otherwise Slurm is ending the job already: cancelled, or preempted and requeued by Slurm
+# otherwise Slurm is ending the job already: cancelled, or preempted and requeued by Slurm (which clears the time)
 for _ in {{1..600}}; do sleep 1; done
 exit 75
 """

@@ -179,8 +179,8 @@ class S3Endpoint:
 
         upload = self._client.retry("put", key, begin)
         try:
-            etags, md5s = self._send_parts(source, wanted, part, upload)
-            parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+            sent = self._send_parts(source, wanted, part, upload)
+            parts = [{"PartNumber": number, "ETag": etag} for number, (etag, _) in enumerate(sent, 1)]
             reply = self._unless_taken(
                 "put", key, "complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts}
             )
@@ -188,25 +188,26 @@ class S3Endpoint:
             with contextlib.suppress(StorageError):
                 self._call("abort", key, "abort_multipart_upload", attempts=1, UploadId=upload)
             raise
+        if str(reply.get("ETag", "")).strip('"') == _joined([md5 for _, md5 in sent]):
+            return True
+        # Not Amazon's kind of ETag: size and metadata must fit, and each part's ETag must be what was sent.
         stored = self.head(key)
         if stored.size != wanted.size or stored.sha256 not in (None, wanted.sha256):
             self._throw_away(wanted, f"uploaded {wanted.size} bytes, the server has {stored.size}")
-        if not all(self._etag_fits({"ETag": etag}, md5.hex()) for etag, md5 in zip(etags, md5s, strict=True)):
-            return False
-        etag = str(reply.get("ETag", "")).strip('"')
-        return not etag.endswith(f"-{len(md5s)}") or self._etag_fits(reply, _joined(md5s))
+        same_kind = str(reply.get("ETag", "")).strip('"').endswith(f"-{len(sent)}")
+        return not same_kind and all(self._etag_fits({"ETag": etag}, md5.hex()) for etag, md5 in sent)
 
-    def _send_parts(
-        self, source: str | bytes, wanted: Stat, part: int, upload: str
-    ) -> tuple[Sequence[str], Sequence[bytes]]:
-        summer, md5s = Summer(), []
-        pending: MutableSequence[Future[str]] = []
+    def _send_parts(self, source: str | bytes, wanted: Stat, part: int, upload: str) -> Sequence[tuple[str, bytes]]:
+        """ETag and MD5 of each part. This thread reads and sums; MD5, signature and sending are the pool's."""
+        summer = Summer()
+        pending: MutableSequence[Future[tuple[str, bytes]]] = []
         failed = threading.Event()
 
-        def send(number: int, body: bytes, md5: bytes) -> str:
+        def send(number: int, body: bytes) -> tuple[str, bytes]:
             try:
+                md5 = hashlib.md5(body, usedforsecurity=False).digest()
                 values: dict[str, Any] = {"UploadId": upload, "PartNumber": number, "Body": body}
-                return str(self._call("put", wanted.key, "upload_part", ContentMD5=_text(md5), **values)["ETag"])
+                return str(self._call("put", wanted.key, "upload_part", ContentMD5=_text(md5), **values)["ETag"]), md5
             except BaseException:
                 failed.set()
                 raise
@@ -221,9 +222,8 @@ class S3Endpoint:
                     self._slots.release()
                     break
                 summer.update(body)
-                md5s.append(hashlib.md5(body, usedforsecurity=False).digest())
                 try:
-                    pending.append(self._pool.submit(send, number, body, md5s[-1]))
+                    pending.append(self._pool.submit(send, number, body))
                 except RuntimeError:  # the pool was closed
                     self._slots.release()
                     raise self._error(Transient, "put", wanted.key, "stopped") from None
@@ -233,11 +233,11 @@ class S3Endpoint:
                 if future.cancel():
                     self._slots.release()
             wait(pending)
-        etags = [future.result() for future in pending if not future.cancelled()]
+        sent = [future.result() for future in pending if not future.cancelled()]
         if self._client.closed.is_set():
             raise self._error(Transient, "put", wanted.key, "stopped")
         compare_source(summer.stat(wanted.key), wanted, self.name)
-        return etags, md5s
+        return sent
 
     def _unless_taken(self, operation: str, key: str, method: str, **values: Any) -> dict[str, Any]:
         """A write that the server refuses when the key is taken, where it can."""

@@ -6,9 +6,11 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
-from eventrange.errors import OK, YodaError
+from eventrange.errors import BAD_DATA, OK, YodaError
 from eventrange.taskdir import TaskDir
 
 
@@ -47,6 +49,19 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument("-o", "--output", help="folder for the final files; default TASK/merged")
     merge.add_argument("--partial", action="store_true", help="merge what there is")
     merge.set_defaults(command=_merge)
+
+    plan = commands.add_parser("plan", help="what a run would do, without doing it")
+    _job(plan)
+    plan.add_argument("--droids", type=int)
+    plan.add_argument("--workers", type=int)
+    plan.add_argument("--json", action="store_true")
+    plan.set_defaults(command=_plan)
+
+    verify = commands.add_parser("verify", help="check that everything the journals promise is there")
+    verify.add_argument("task")
+    verify.add_argument("--recompute", type=int, metavar="N", help="also process N events again and compare")
+    verify.add_argument("--json", action="store_true")
+    verify.set_defaults(command=_verify)
 
     config = commands.add_parser("config", help="every key, its value and where it came from")
     _job(config, task=False)
@@ -102,6 +117,40 @@ def _merge(args: argparse.Namespace) -> int:
     for name in merged.files:
         print(os.path.join(folder, name))
     return OK
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from yoda.plan import plan, render
+    from yoda.run import Request, read
+
+    request = Request(args.job, args.site, args.task, args.droids, args.workers, tuple(args.set))
+    found = plan(read(request))
+    print(json.dumps(found) if args.json else render(found))
+    return OK
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from yoda.task import need_task
+    from yoda.verify import recompute, render, verify
+
+    taskdir = TaskDir(os.path.abspath(args.task))
+    frozen = need_task(taskdir)
+    found = verify(taskdir, frozen)
+    if args.recompute:
+        from droid.payload import Worker
+        from yoda.run import load_frozen_payload
+
+        with tempfile.TemporaryDirectory(prefix="yoda-verify-") as scratch:
+            payload = load_frozen_payload(frozen)
+            payload.setup()
+            payload.start(Worker(0, 1, Path(scratch), frozen.seed))
+            found["recomputed"] = args.recompute
+            found["differing"] = recompute(taskdir, frozen, payload, args.recompute)
+        found["sound"] = found["sound"] and not found["differing"]
+    print(json.dumps(found) if args.json else render(found))
+    if not args.json and args.recompute:
+        print("\n".join(found["differing"]) or f"{args.recompute} events processed again: all equal")
+    return OK if found["sound"] else BAD_DATA
 
 
 def _config(args: argparse.Namespace) -> int:

@@ -69,7 +69,7 @@ def ledger_of(total: int, known: Progress) -> Ledger:
     for start, stop in known.quarantined:
         busy.add(start, stop)
     for event, tried in known.attempts.items():
-        ledger.retries[event] = Retry(tried.count)
+        ledger.retries[event] = Retry(tried.attempts)
         busy.add(event, event + 1)
     ledger.pending = IntervalSet(busy.gaps(0, total))
     return ledger

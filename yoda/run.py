@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,17 +162,26 @@ def finalize(mpi: Any, transport: Any) -> None:
 
 def load_payload(job: Job) -> Any:
     """The payload of `job`, Python or program. Runs in the zygote."""
-    if job.payload.command is not None:
-        from droid.channel import load_command
+    return _load(job.payload.python, job.payload.command, job.payload.options, job.folder)
 
-        return load_command(job.payload.command, job.folder)
+
+def load_frozen_payload(frozen: Any) -> Any:
+    """The payload of a task directory (yoda.task.Frozen)."""
+    chosen = frozen.payload
+    return _load(chosen.python, chosen.command, chosen.options, os.path.dirname(frozen.job_file))
+
+
+def _load(python: str | None, command: Sequence[str] | None, options: dict[str, Any], folder: str) -> Any:
+    if command is not None:
+        from droid.channel import CommandPayload
+
+        return CommandPayload(command, folder, options)
     from droid.payload import load
 
-    spec = job.payload.python or ""
-    place, _, name = spec.rpartition(":")
-    if job.payload_file is not None:
-        spec = f"{job.payload_file}:{name}"
-    return load(spec, job.payload.options)
+    place, _, name = (python or "").rpartition(":")
+    if place.endswith(".py"):
+        place = os.path.join(folder, os.path.expanduser(place))
+    return load(f"{place}:{name}", options)
 
 
 # -- without a launcher ------------------------------------------------------------------------------------------------

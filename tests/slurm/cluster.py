@@ -215,9 +215,11 @@ class Cluster:
         """Change a partition while running, such as GraceTime=5."""
         self.run(["scontrol", "update", f"PartitionName={name}", *(f"{k}={v}" for k, v in values.items())], check=True)
 
-    def cancel_all(self) -> None:
-        """End every job and wait until the nodes are free again."""
+    def cancel_all(self, wait: bool = True) -> None:
+        """End every job, and wait until the nodes are free again."""
         self.run(["scancel", f"--user={user()}"])
+        if not wait:
+            return
         free = ["sinfo", "-h", "-N", "-p", "low", "-t", "idle", "-o", "%N"]
         until(
             lambda: (

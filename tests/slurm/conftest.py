@@ -1,4 +1,4 @@
-"""Fixtures: a real Slurm in plain mode and one with a network namespace per node; every test starts on idle nodes."""
+"""Fixtures: a real Slurm in plain mode and one with a network namespace per node; every test's jobs are cancelled after it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def slurm(plain_cluster: Cluster) -> Iterator[Cluster]:
     """A Slurm of three nodes of two CPUs, all on the loopback address."""
     plain_cluster.set_partition("low", GraceTime=0)
     yield plain_cluster
-    plain_cluster.cancel_all()
+    plain_cluster.cancel_all(wait=False)
 
 
 @pytest.fixture
@@ -42,4 +42,4 @@ def slurm_netns(netns_cluster: Cluster) -> Iterator[Cluster]:
     for name in netns_cluster.nodes:
         if name not in netns_cluster.alive_nodes():
             netns_cluster.start_node(name)
-    netns_cluster.cancel_all()
+    netns_cluster.cancel_all(wait=False)

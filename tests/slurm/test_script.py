@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, Options, running, why_not
 
 from slurm.ending import Ended, why_ended
 from slurm.script import sbatch_script
@@ -86,10 +87,12 @@ def test_all_launchers_put_yoda_and_one_droid_per_node(spread: Task) -> None:
     assert sorted(placed) == ["n1", "n1", "n2", "n3"]
 
 
-@pytest.mark.parametrize("grace", [0, 5])
-def test_preempted_job_is_requeued_and_goes_on(spread: Task, grace: int) -> None:
+@pytest.mark.parametrize(
+    ("grace", "launcher"), [(0, "mpiexec -n {ranks}"), (5, "mpiexec -n {ranks}"), (0, "srun -n {ranks}")]
+)
+def test_preempted_job_is_requeued_and_goes_on(spread: Task, grace: int, launcher: str) -> None:
     spread.cluster.set_partition("low", GraceTime=grace)
-    job = spread.submit(seconds=6)
+    job = spread.submit(launcher, seconds=6)
     spread.story("rank 0 starts 0")
     spread.preempt()
     spread.story("rank 0 starts 1")
@@ -100,33 +103,16 @@ def test_preempted_job_is_requeued_and_goes_on(spread: Task, grace: int) -> None
     assert not list(spread.folder.glob("*.silent"))
 
 
-def test_preempted_under_srun(spread: Task) -> None:
-    job = spread.submit("srun --ntasks={ranks}", seconds=6)
-    spread.story("rank 0 starts 0")
-    spread.preempt()
-    spread.story("rank 0 starts 1")
-    assert spread.cluster.wait(job, "COMPLETED", "FAILED")["Restarts"] == "1"
-
-
-@pytest.mark.parametrize("requeue", [True, False])
-def test_time_limit_continues_the_work(task: Task, requeue: bool) -> None:
-    """Slurm warns up to a minute early, so with a limit of a minute the warning comes at once."""
-    task.site = {"nodes": 1, "time": "1min", "signal_before_end": "50s", "requeue": requeue}
+def test_preempted_where_requeue_is_forbidden(task: Task) -> None:
+    """Slurm ends the job as PREEMPTED; the work goes on in a new job."""
+    task.site = {"requeue": False}
     job = task.submit("", 300)
-    task.story("rank 0 ends 75")
-    if requeue:
-        task.story("rank 0 starts 1")
-        assert task.cluster.job(job)["Restarts"] == "1"
-    else:
-        found = task.cluster.wait_text(task.folder / f"slurm-{job}.out", "Submitted batch job")
-        assert int(found.split("Submitted batch job")[1].split()[0]) > job
-
-
-def test_payload_that_does_not_stop_is_given_up_before_the_limit(task: Task) -> None:
-    task.site = {"nodes": 1, "time": "1min", "signal_before_end": "8s"}
-    job = task.submit("", 300, "stubborn")
-    task.story("rank 0 starts 1", timeout=90)
-    assert task.cluster.job(job)["Restarts"] == "1"
+    task.story("rank 0 starts 0")
+    task.preempt()
+    found = task.cluster.wait_text(task.folder / f"slurm-{job}.out", "Submitted batch job")
+    assert task.cluster.wait(job, "PREEMPTED", "COMPLETED")["JobState"] == "PREEMPTED"
+    assert task.why(0) is Ended.PREEMPTED
+    task.cluster.wait(int(found.split("Submitted batch job")[1].split()[0]), "RUNNING")
 
 
 def test_cancelled_job_stays_cancelled(task: Task) -> None:
@@ -154,9 +140,52 @@ def test_dead_node_requeues_the_job(spread: Task) -> None:
     spread.cluster.kill_node(nodes[-1])
     spread.story("rank 0 starts 1", timeout=90)
     assert nodes[-1] not in spread.cluster.nodes_of(job)
+    assert spread.why(0) is Ended.NODE_FAILURE
 
 
-def test_launcher_that_cannot_start_is_not_requeued_for_ever(task: Task) -> None:
-    job = task.submit("/no/such/launcher -n {ranks}")
-    assert task.cluster.wait(job, "FAILED", timeout=120)["Restarts"] == "2"
+# --- slow ones, under way on a cluster of their own since the first test of this file -----------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Task]]:
+    reason = why_not(netns=False)
+    if reason:
+        pytest.skip(reason)
+    with running(Options(nodes=4)) as cluster:
+        tasks = {
+            name: Task(cluster, tmp_path_factory.mktemp(name)) for name in ("limit", "resubmit", "stubborn", "broken")
+        }
+        # Slurm warns up to a minute early, so with a limit of a minute the warning may come at once
+        short = {"nodes": 1, "time": "1min", "signal_before_end": "50s"}
+        tasks["limit"].site = short
+        tasks["limit"].submit("", 300)
+        tasks["resubmit"].site = {**short, "requeue": False}
+        tasks["resubmit"].submit("", 300)
+        tasks["stubborn"].site = {**short, "signal_before_end": "8s"}
+        tasks["stubborn"].submit("", 300, "stubborn")
+        tasks["broken"].site = {"nodes": 1}
+        tasks["broken"].submit("/no/such/launcher -n {ranks}")
+        yield tasks
+
+
+def test_time_limit_requeues(slow: dict[str, Task]) -> None:
+    task = slow["limit"]
+    task.story("rank 0 ends 75")
+    task.story("rank 0 starts 1")
+
+
+def test_time_limit_resubmits_where_requeue_is_forbidden(slow: dict[str, Task]) -> None:
+    task = slow["resubmit"]
+    found = task.cluster.wait_text(task.folder / f"slurm-{task.jobid}.out", "Submitted batch job")
+    next_job = int(found.split("Submitted batch job")[1].split()[0])
+    task.cluster.wait_text(task.folder / f"slurm-{next_job}.out", "starts on")
+
+
+def test_payload_that_does_not_stop_is_given_up_before_the_limit(slow: dict[str, Task]) -> None:
+    slow["stubborn"].story("rank 0 starts 1", timeout=90)
+
+
+def test_launcher_that_cannot_start_is_not_requeued_for_ever(slow: dict[str, Task]) -> None:
+    task = slow["broken"]
+    assert task.cluster.wait(task.jobid, "FAILED", timeout=120)["Restarts"] == "2"
     assert "gives up" in task.output

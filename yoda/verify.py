@@ -1,0 +1,167 @@
+"""`yoda verify`: is everything the journals promise really there? Reads only; `yoda merge` and `yoda run` repair."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from eventrange.axis import Axis
+from eventrange.errors import ImageDamaged
+from eventrange.history import Story, done_records, read_progress
+from eventrange.segment import SegmentReader, digest
+from eventrange.taskdir import TaskDir
+from stageout.winners import winners
+from yoda.rank0 import ledger_of
+from yoda.task import Frozen
+
+VERSION = 1
+
+
+def verify(taskdir: TaskDir, frozen: Frozen) -> dict[str, Any]:
+    """Check journals, every image that counts, sealed segments and merged files; `sound` says whether all is well.
+
+    Damage in a journal has already cost what it costs: those events are pending. Damaged images become pending when a
+    merge meets them.
+    """
+    fingerprint = frozen.fingerprint
+    axis = Axis.from_dict(frozen.axis)
+    known = read_progress(taskdir, fingerprint)
+    ledger = ledger_of(axis.total, known)
+    rows, allocation, names = done_records(taskdir, fingerprint)
+    placed = winners(rows, allocation)
+    bad: list[dict[str, Any]] = []
+    checked = 0
+    with SegmentReader() as reader:
+        for row in placed[placed["size"] > 0]:
+            path = taskdir.segment(names[int(row["allocation"])], int(row["droid"]), int(row["segment"]))
+            checked += 1
+            try:
+                reader.read(path, int(row["offset"]), int(row["size"]), int(row["checksum"]))
+            except ImageDamaged as error:
+                start, stop = int(row["keep_start"]), int(row["keep_stop"])
+                bad.append({"range": axis.name(start, stop), "start": start, "stop": stop, "why": _first_line(error)})
+    sealed, broken = _segments(taskdir, fingerprint)
+    merged, altered = _merged(taskdir)
+    return {
+        "version": VERSION,
+        "task": frozen.task,
+        "sound": not (known.damage or bad or broken or altered),
+        "events": {"total": axis.total, "done": ledger.done, "quarantined": ledger.quarantined.total},
+        "journals": {"read": len(known.journals), "records": known.records, "damaged": known.damage},
+        "images": {"checked": checked, "damaged": bad},
+        "segments": {"checked": sealed, "damaged": broken},
+        "merged": {"checked": merged, "damaged": altered},
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _segments(taskdir: TaskDir, fingerprint: str) -> tuple[int, list[dict[str, str]]]:
+    """Sealed segments that are still here, against the checksums noted when they were sealed."""
+    checked, broken = 0, []
+    for name, entry in Story(taskdir, fingerprint).whole():
+        if not isinstance(entry, dict) or entry.get("note") != "sealed":
+            continue
+        path = taskdir.segment(name, int(entry["droid"]), int(entry["segment"]))
+        if not os.path.exists(path):  # images in it are checked one by one, and a staged copy may be all there is
+            continue
+        checked += 1
+        try:
+            size, adler, sha = digest(path)
+        except OSError as error:
+            broken.append({"segment": path, "why": error.strerror or str(error)})
+            continue
+        if (size, f"{adler:08x}", sha) != (entry["size"], entry["adler32"], entry["sha256"]):
+            broken.append({"segment": path, "why": "it is not as it was sealed"})
+    return checked, broken
+
+
+def _merged(taskdir: TaskDir) -> tuple[int, list[dict[str, str]]]:
+    try:
+        with open(os.path.join(taskdir.merged, "merge.json")) as file:
+            notes = json.load(file)
+        files = [(entry["name"], entry["size"], entry["sha256"]) for entry in notes["files"]]
+    except FileNotFoundError:
+        return 0, []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return 0, [{"file": "merge.json", "why": str(error)}]
+    altered = []
+    for name, size, sha in files:
+        try:
+            found = digest(os.path.join(taskdir.merged, name))
+        except OSError as error:
+            altered.append({"file": name, "why": error.strerror or str(error)})
+            continue
+        if (found[0], found[2]) != (size, sha):
+            altered.append({"file": name, "why": "it is not as it was merged"})
+    return len(files), altered
+
+
+def render(found: dict[str, Any]) -> str:
+    """The findings for people."""
+    events, journals, images = found["events"], found["journals"], found["images"]
+    lines = [
+        f"task      {found['task']}: {events['done']} of {events['total']} events done, {events['quarantined']} quarantined",
+        f"journals  {journals['read']} read, {journals['records']} records, {len(journals['damaged'])} damaged",
+    ]
+    lines += [f"          {name}: {what}" for name, what in journals["damaged"].items()]
+    lines.append(f"images    {images['checked']} checked, {len(images['damaged'])} damaged")
+    lines += [f"          {entry['range']}: {entry['why']}" for entry in images["damaged"][:20]]
+    for part, key in (("segments", "segment"), ("merged", "file")):
+        lines.append(f"{part:9} {found[part]['checked']} checked, {len(found[part]['damaged'])} damaged")
+        lines += [f"          {entry[key]}: {entry['why']}" for entry in found[part]["damaged"][:20]]
+    lines.append("all sound" if found["sound"] else "damage found: `yoda merge` and then `yoda run` make good what it hit")
+    return "\n".join(lines)
+
+
+def recompute(taskdir: TaskDir, frozen: Frozen, payload: Any, count: int, seed: int = 0) -> list[str]:
+    """Process up to `count` events again, one at a time, and compare with what is stored; sentences about what differs.
+
+    Finds payloads whose result depends on how events are grouped, on the worker, or on a clock (L3).
+    """
+    from droid.inputs import InputSet
+    from eventrange import image
+
+    axis = Axis.from_dict(frozen.axis)
+    rows, allocation, names = done_records(taskdir, frozen.fingerprint)
+    placed = winners(rows, allocation)
+    placed = placed[placed["size"] > 0]
+    if not len(placed):
+        return []
+    chosen = np.random.default_rng(seed).choice(len(placed), min(count, len(placed)), replace=False)
+    events: Any = InputSet(frozen.inputs.format, axis, taskdir.indexes, frozen.inputs.options)
+    if not payload.needs_events:
+        payload.axis = axis
+    differing = []
+    with SegmentReader() as reader:
+        for row in placed[np.sort(chosen)]:
+            path = taskdir.segment(names[int(row["allocation"])], int(row["droid"]), int(row["segment"]))
+            stored = image.read(reader.read(path, int(row["offset"]), int(row["size"]), int(row["checksum"])))
+            position = int(row["keep_start"])
+            at = position - int(row["start"])
+            again = image.read(
+                image.build(
+                    position, None, payload.process_events(_read(payload, events, position), [position])
+                )
+            )
+            for name, column in stored.select(slice(at, at + 1)).fields.items():
+                if not _same(column, again.fields.get(name)):
+                    differing.append(f"event {axis.name(position, position + 1)}: field {name} is not what was stored")
+    return differing
+
+
+def _read(payload: Any, events: Any, position: int) -> Any:
+    return events.read(position, position + 1) if payload.needs_events else (position,)
+
+
+def _same(stored: Any, again: Any) -> bool:
+    """Equal values; a single event has no counts, so those need not be compared."""
+    if again is None:
+        return False
+    left, right = np.asarray(stored.values), np.asarray(again.values)
+    return left.dtype == right.dtype and left.size == right.size and left.tobytes() == right.tobytes()
