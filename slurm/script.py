@@ -15,7 +15,7 @@ What the script has to get right (each measured on a real Slurm, see tests/slurm
   grace time; SIGTERM reaches every process of the job, which is why the launcher gets its own session, and why whatever
   arrives is passed on as USR1 (srun and mpiexec end the job on SIGTERM).
 * **`wait` returns when a trap ran**, so it stands in a loop.
-* **A launcher that cannot start must not be requeued for ever**: three starts in a row that end within a minute,
+* **A launcher that cannot start must not be requeued for ever**: five starts in a row that end within a minute,
   without a warning, without a preemption and without a word from Yoda, end the job.
 
 Placement: one rank more than nodes, the extra one being Yoda, on the first node. Asking sbatch for one task per node
@@ -36,7 +36,8 @@ DEFAULT_LAUNCHER = "mpiexec -n {ranks}"
 # Yoda must be gone before Slurm's own kill; slurmctld looks for ended jobs every few seconds and answers a requeue in
 # less
 LAST_MOMENT = 20
-MAX_SILENT_STARTS = 3
+# with the pauses between them, 10 s to 270 s, more than the 300 s Slurm takes by default to call a dead node dead
+MAX_SILENT_STARTS = 5
 
 
 def sbatch_script(
@@ -48,6 +49,7 @@ def sbatch_script(
     logs: Path,
     launcher: str = DEFAULT_LAUNCHER,
     workdir: Path | None = None,
+    max_silent_starts: int = MAX_SILENT_STARTS,
 ) -> str:
     """The text of the script that works on a task until it is complete.
 
@@ -66,7 +68,7 @@ def sbatch_script(
         script=shlex.quote(str(script_path)),
         start=f"{start} {shlex.join(command)}",
         patience=max(1, lead - LAST_MOMENT) if lead > 2 * LAST_MOMENT else max(1, lead // 2),
-        silent=MAX_SILENT_STARTS,
+        silent=max_silent_starts,
         come_back=_REQUEUE if site.requeue else _RESUBMIT,
     )
 
@@ -184,12 +186,13 @@ state=$(ask JobState) reason=$(ask Reason) preempted=$(ask PreemptTime)
 say "work is left; for Slurm the job is $state, reason $reason, preempted ${{preempted:=None}}"
 if [ -z "$code$warned" ] && [ "$state/$preempted" = RUNNING/None ] && [ $SECONDS -lt 60 ]; then
     echo "$SLURM_JOB_NODELIST" >> "$silent"
-    if [ "$(wc -l < "$silent")" -ge {silent} ]; then
+    starts=$(wc -l < "$silent")
+    if [ "$starts" -ge {silent} ]; then
         say "gives up: the launcher ended {silent} times at once, without a word from Yoda; see above"
         rm -f "$silent"
         exit 1
     fi
-    sleep 10     # if a node has just died, Slurm must notice before it gives us nodes again
+    sleep $((10 * 3 ** (starts - 1)))     # if a node has just died, Slurm must notice before it gives us nodes again
 fi
 case $state/$reason/$preempted in
     RUNNING/* | */TimeLimit/* | COMPLETING/*/[0-9]* | //*)

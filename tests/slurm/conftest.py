@@ -1,4 +1,4 @@
-"""Fixtures: a real Slurm in plain mode and one with a network namespace per node; every test's jobs are cancelled after it."""
+"""Fixtures: a real Slurm, plain or with a network namespace per node; each test's jobs are cancelled after it."""
 
 from __future__ import annotations
 

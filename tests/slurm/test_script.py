@@ -38,7 +38,9 @@ class Task:
         site = SlurmSite(**{**asked, **self.site})  # type: ignore[arg-type]
         path = self.folder / "job.sh"
         command = [*PAYLOAD, str(self.folder), str(seconds), *words]
-        text = sbatch_script("stand-in", site, command, script_path=path, logs=self.folder, launcher=launcher)
+        text = sbatch_script(
+            "stand-in", site, command, script_path=path, logs=self.folder, launcher=launcher, max_silent_starts=2
+        )
         path.write_text(text)
         self.jobid = submit(path, self.cluster.runner).jobid
         return self.jobid
@@ -140,10 +142,11 @@ def test_dead_node_requeues_the_job(spread: Task) -> None:
     spread.cluster.kill_node(nodes[-1])
     spread.story("rank 0 starts 1", timeout=90)
     assert nodes[-1] not in spread.cluster.nodes_of(job)
-    assert spread.why(0) is Ended.NODE_FAILURE
+    # the launcher notices before Slurm does, and then the script asks for the requeue
+    assert spread.why(0) in (Ended.NODE_FAILURE, Ended.REQUEUED)
 
 
-# --- slow ones, under way on a cluster of their own since the first test of this file -----------------------------------
+# --- slow ones: under way on a cluster of their own since the first test of this file, looked at when the others are done
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -187,5 +190,5 @@ def test_payload_that_does_not_stop_is_given_up_before_the_limit(slow: dict[str,
 
 def test_launcher_that_cannot_start_is_not_requeued_for_ever(slow: dict[str, Task]) -> None:
     task = slow["broken"]
-    assert task.cluster.wait(task.jobid, "FAILED", timeout=120)["Restarts"] == "2"
+    assert task.cluster.wait(task.jobid, "FAILED", timeout=120)["Restarts"] == "1"
     assert "gives up" in task.output

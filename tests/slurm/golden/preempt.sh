@@ -1,0 +1,107 @@
+#!/bin/bash
+# One allocation of task zjets-shower, written by `yoda submit`. It can be kept, changed and submitted by hand.
+# Exit codes: 0 complete, 65 complete but events are quarantined, 73 cannot write, 78 configuration, 75 work is left.
+#SBATCH --job-name=zjets-shower
+#SBATCH --partition=regular
+#SBATCH --account=m0000
+#SBATCH --qos=preempt
+#SBATCH --constraint=cpu
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --time=04:00:00
+#SBATCH --time-min=00:30:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+#SBATCH --output=/data/zjets/logs/slurm-%j.out
+#SBATCH --mail-type=FAIL
+#SBATCH --comment="fine grained"
+
+say() { printf '%(%F %T)T allocation %s.%s: %s\n' -1 "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$*"; }
+ask() { SLURM_TIME_FORMAT=standard scontrol show job -o "$SLURM_JOB_ID" | sed -n "s/.* $1=\([^ ]*\).*/\1/p"; }
+
+# --- warnings: before the time limit, at preemption, by scancel
+launcher= warned= late= alarm=
+warn() {
+    say "$1 received, Yoda is told to stop"
+    [ -n "$launcher" ] && kill -USR1 "$launcher" 2> /dev/null
+    # what is not done by then is given up: to be requeued matters more
+    if [ -z "$warned" ]; then (sleep 100 && kill -USR2 $$) & alarm=$!; fi
+    warned=$1
+}
+trap 'warn USR1' USR1
+trap 'warn TERM' TERM
+trap 'late=1' USR2
+
+# --- site
+module load python
+module load cray-mpich
+
+# --- ranks: one Droid per node, and Yoda beside the first
+cd /home/me/work || exit 78
+RANKS=$((SLURM_JOB_NUM_NODES + 1))
+# every Droid may use all cores of its node, and the extra rank has no slot: for Open MPI 5, Open MPI 4, srun
+export PRTE_MCA_rmaps_default_mapping_policy=node:oversubscribe PRTE_MCA_hwloc_default_binding_policy=none
+export OMPI_MCA_rmaps_base_mapping_policy=node OMPI_MCA_rmaps_base_oversubscribe=1
+export OMPI_MCA_hwloc_base_binding_policy=none
+export SLURM_OVERCOMMIT=1 SLURM_CPU_BIND=none
+
+# --- what the run tells us, and we tell the run
+logs=/data/zjets/logs
+script=/data/zjets/logs/submit.sh
+export YODA_EXIT_FILE=$logs/slurm-$SLURM_JOB_ID.exit     # written by Yoda at its end; no file = work is left
+export YODA_END_FILE=$logs/slurm-$SLURM_JOB_ID.end       # when Slurm will end this allocation, unix time
+silent=$logs/slurm-$SLURM_JOB_ID.silent                  # starts in a row of which Yoda told nothing
+rm -f "$YODA_EXIT_FILE"
+watch_end() {
+    while :; do
+        end=$(SLURM_TIME_FORMAT=standard squeue -h -j "$SLURM_JOB_ID" -o %e) && end=$(date -d "$end" +%s) &&
+            echo "$end" > "$YODA_END_FILE.new" && mv "$YODA_END_FILE.new" "$YODA_END_FILE"
+        sleep 60
+    done
+}
+watch_end 2> /dev/null &
+watcher=$!
+
+say "starts on $SLURM_JOB_NODELIST"
+# a session of its own: Slurm's SIGTERM to the job must not end the launcher before its ranks
+setsid srun --mpi=pmi2 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$RANKS" yoda run job.yaml --site 'my site.yaml' --task /data/zjets &
+launcher=$!
+[ -n "$warned" ] && kill -USR1 "$launcher"
+# wait returns whenever a trap has run
+while [ -z "$late" ] && kill -0 "$launcher" 2> /dev/null; do wait "$launcher"; done
+kill $watcher $alarm 2> /dev/null
+
+# --- the only sign of success is Yoda's own
+code=$(cat "$YODA_EXIT_FILE" 2> /dev/null)
+if [ -n "$code" ]; then rm -f "$silent"; fi
+if [ -n "$code" ] && [ "$code" != 75 ]; then
+    say "ends with code $code"
+    exit "$code"
+fi
+
+# --- work is left: come back, and stay until Slurm ends us, for a script that ends is a job that is done
+state=$(ask JobState) reason=$(ask Reason) preempted=$(ask PreemptTime)
+say "work is left; for Slurm the job is $state, reason $reason, preempted ${preempted:=None}"
+if [ -z "$code$warned" ] && [ "$state/$preempted" = RUNNING/None ] && [ $SECONDS -lt 60 ]; then
+    echo "$SLURM_JOB_NODELIST" >> "$silent"
+    starts=$(wc -l < "$silent")
+    if [ "$starts" -ge 5 ]; then
+        say "gives up: the launcher ended 5 times at once, without a word from Yoda; see above"
+        rm -f "$silent"
+        exit 1
+    fi
+    sleep $((10 * 3 ** (starts - 1)))     # if a node has just died, Slurm must notice before it gives us nodes again
+fi
+case $state/$reason/$preempted in
+    RUNNING/* | */TimeLimit/* | COMPLETING/*/[0-9]* | //*)
+        for _ in {1..60}; do
+            scontrol requeue "$SLURM_JOB_ID" && break
+            sbatch "$script" && exit 75
+            sleep 5
+        done ;;
+esac
+# otherwise Slurm is ending the job already: cancelled, or preempted and requeued by Slurm (which clears the time)
+for _ in {1..600}; do sleep 1; done
+exit 75
