@@ -26,7 +26,7 @@ def pack_ranges(ranges: list[Range]) -> bytes:
 
 
 def unpack_ranges(data: bytes) -> list[Range]:
-    return np.frombuffer(data, RANGE).tolist()  # type: ignore[no-any-return]
+    return np.frombuffer(data, RANGE).tolist()
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True, omit_defaults=False):
