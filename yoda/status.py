@@ -1,0 +1,213 @@
+"""What `yoda status` says, from task.yaml and the journals alone: a versioned dict for programs, a page for people."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from eventrange.axis import Axis
+from eventrange.history import JournalState, Story
+from eventrange.intervals import IntervalSet
+from eventrange.taskdir import TaskDir
+from yoda.accounting import account_entries
+from yoda.core_seconds import Allocation, CoreSeconds
+
+VERSION = 1
+#: An allocation that has not ended is taken to be alive for this many seconds after its last entry: three pulses.
+ALIVE = 30.0
+LISTED = 100  #: quarantined events, holes and Droids listed at most; their numbers are always given in full
+
+
+def status(taskdir: TaskDir, now: float | None = None) -> dict[str, Any]:
+    """All that is known of the task in `taskdir` at unix time `now`; JSON types only.
+
+    Raises NotATask, TaskDamaged (exit 78). Damaged journals raise nothing and are listed.
+    """
+    from yoda.task import need_task
+
+    frozen = need_task(taskdir)
+    return task_status(taskdir, frozen.task, frozen.fingerprint, Axis.from_dict(frozen.axis).total, now)
+
+
+def task_status(taskdir: TaskDir, name: str, fingerprint: str, total: int, now: float | None = None) -> dict[str, Any]:
+    """The same for a task whose `name`, `fingerprint` and number of events are known. Keys: see docs of `yoda status`.
+
+    `core_seconds` has six parts that sum to its `total`: attempts that hung or ended in quarantine count as retried
+    there; `core_seconds_detail` tells them apart.
+    """
+    now = time.time() if now is None else now
+    stories: list[Story] = []
+
+    def story() -> Any:
+        stories.append(Story(taskdir, fingerprint))
+        return stories[-1].whole()
+
+    account = account_entries(story, now - ALIVE)
+    journals = stories[-1].journals
+    done, quarantined, attempts = account.fold.result()
+    alive = [a for a in account.allocations if a.end is None and a.last > now - ALIVE]
+    open_events = max(0, total - done.total - quarantined.total)
+    in_flight = min(open_events, sum(_count(a.pulse, "in_flight") for a in alive))
+    rate = sum((events_per_second(a, now) for a in alive), 0.0)
+    known = {a.name: a for a in account.allocations}
+    return {
+        "version": VERSION,
+        "task": name,
+        "fingerprint": fingerprint,
+        "directory": os.path.abspath(taskdir.root),
+        "time": now,
+        "complete": open_events == 0,
+        "events": {
+            "total": total,
+            "done": done.total,
+            "quarantined": quarantined.total,
+            "in_flight": in_flight,
+            "pending": open_events - in_flight,
+            "failed_before": len(attempts),
+        },
+        "ranges_done": sum(life.ranges for a in account.allocations for life in a.droids.values()),
+        "events_per_second": round(rate, 3),
+        "eta_seconds": 0.0 if open_events == 0 else round(open_events / rate, 1) if rate > 0 else None,
+        "allocations": [_allocation(known.get(n, Allocation(n)), state, now) for n, state in journals.items()],
+        "core_seconds": folded(account.core_seconds),
+        "core_seconds_detail": {**account.core_seconds.parts(), **account.core_seconds.finer()},
+        "nodes": {host: folded(seconds) for host, seconds in account.nodes().items()},
+        "quarantined": [event for a, b in quarantined for event in range(a, b)][:LISTED],
+        "holes": _holes(done, quarantined, total),
+        "damaged": sorted(n for n, state in journals.items() if state.damaged),
+        "merged": os.path.exists(os.path.join(taskdir.merged, "merge.json")),
+    }
+
+
+def folded(seconds: CoreSeconds) -> dict[str, float]:
+    """The six parts of DESIGN and their total."""
+    p = seconds.parts()
+    out = {
+        "productive": p["productive"],
+        "lost_in_flight": p["lost_in_flight"],
+        "retried": (seconds.micro["retried"] + seconds.micro["hung"] + seconds.micro["quarantined"]) / 1e6,
+        "idle": p["idle"],
+        "startup": p["startup"],
+        "overhead": p["overhead"],
+    }
+    return {**out, "total": sum(out.values())}
+
+
+def events_per_second(allocation: Allocation, now: float) -> float:
+    """Mean rate of an allocation since its first Droid joined; 0 before anything is done."""
+    begun = min((d.joined for d in allocation.droids.values() if d.joined is not None), default=now)
+    return allocation.events / (now - begun) if now > begun else 0.0
+
+
+def _allocation(allocation: Allocation, state: JournalState, now: float) -> dict[str, Any]:
+    droids = sorted(allocation.droids.values(), key=lambda life: life.droid)
+    return {
+        "name": allocation.name,
+        "state": _state(allocation, now),
+        "why": _why(allocation, now),
+        "exit_code": allocation.end.get("exit_code") if allocation.end else None,
+        "host": allocation.about.get("host"),
+        "created": allocation.created or None,
+        "last_sign_of_life": allocation.last or None,
+        "events_done": allocation.events,
+        "signals": allocation.signals,
+        "core_seconds": folded(allocation.core_seconds),
+        "damage": str(state) if state.damaged or state.damage.tail else "",
+        "droids": [
+            {
+                "droid": life.droid,
+                "host": life.host,
+                "workers": life.workers,
+                "events_done": life.events,
+                "last_sign_of_life": life.last or None,
+                "left": life.reason or None,
+            }
+            for life in droids[:LISTED]
+        ],
+        "droids_total": len(droids),
+    }
+
+
+def _state(allocation: Allocation, now: float) -> str:
+    """`ended`, `alive`, `killed` (no end written), or `none` (a journal without Droids: written by a command)."""
+    if allocation.end is not None:
+        return "ended"
+    if not allocation.droids and allocation.pulse is None:
+        return "alive" if allocation.last > now - ALIVE and allocation.about.get("started") else "none"
+    return "alive" if allocation.last > now - ALIVE else "killed"
+
+
+def _why(allocation: Allocation, now: float) -> str:
+    state = _state(allocation, now)
+    if allocation.end is not None:
+        return str(allocation.end.get("reason", ""))
+    if state == "none":
+        return "no Droid worked in it"
+    before = f"while draining ({allocation.drain.get('reason')})" if allocation.drain else "without warning"
+    return f"killed {before}" if state == "killed" else ""
+
+
+def _holes(done: IntervalSet, quarantined: IntervalSet, total: int) -> list[list[int]]:
+    """The first intervals [start, stop) that are still to do."""
+    out: list[list[int]] = []
+    for start, stop in done.gaps(0, total):
+        out += [[a, b] for a, b in quarantined.gaps(start, stop)]
+        if len(out) >= LISTED:
+            break
+    return out[:LISTED]
+
+
+def _count(note: dict[str, Any] | None, key: str) -> int:
+    value = (note or {}).get(key, 0)
+    return int(value) if isinstance(value, int) else 0
+
+
+def render(state: dict[str, Any], width: int = 80) -> str:
+    """A page of at most `width` columns for people."""
+    events, seconds = state["events"], state["core_seconds"]
+    share = events["done"] / events["total"] if events["total"] else 1.0
+    lines = [f"{state['task']}: {'complete' if state['complete'] else f'{100 * share:.1f} % done'}"]
+    filled = int(share * (width - 2))
+    lines.append("[" + "#" * filled + "." * (width - 2 - filled) + "]")
+    lines.append(
+        f"events   {events['done']:,} of {events['total']:,} done, {events['in_flight']:,} in flight, "
+        f"{events['pending']:,} pending"
+    )
+    if events["quarantined"]:
+        first = ", ".join(str(event) for event in state["quarantined"][:5])
+        more = ", ..." if events["quarantined"] > 5 else ""
+        lines.append(f"         {events['quarantined']:,} quarantined: positions {first}{more}")
+    if state["eta_seconds"] and state["events_per_second"]:
+        lines.append(f"rate     {state['events_per_second']:,.1f} events/s, {span(state['eta_seconds'])} to go")
+    if seconds["total"]:
+        lines.append(f"cores    {span(seconds['total'])} of core time; of these")
+        shares = [(100 * value / seconds["total"], name) for name, value in seconds.items() if name != "total"]
+        lines.append("         " + ", ".join(f"{v:.1f} % {n.replace('_', ' ')}" for v, n in shares if v >= 0.05))
+    if state["allocations"]:
+        lines.append("allocations")
+    for one in state["allocations"]:
+        lines.append(f"  {one['name']}  {one['state']}, {one['events_done']:,} events, {one['droids_total']} Droids")
+        if one["why"]:
+            lines.append(f"    {one['why'].splitlines()[0]}")
+        if one["damage"]:
+            lines.append(f"    journal: {one['damage']}")
+    if not state["complete"] and not any(one["state"] == "alive" for one in state["allocations"]):
+        lines.append("nothing is running; the same `yoda run` goes on with it")
+    return "\n".join(part for line in lines for part in _wrap(line, width))
+
+
+def span(seconds: float) -> str:
+    """A length of time in two units: `3 h 07 min`."""
+    whole = round(seconds)
+    for size, name, small, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size:,} {name} {whole % size // small:02d} {below}"
+    return f"{seconds:.1f} s"
+
+
+def _wrap(line: str, width: int) -> list[str]:
+    import textwrap
+
+    indent = " " * (9 if not line.startswith(" ") else len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
