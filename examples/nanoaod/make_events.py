@@ -9,7 +9,7 @@ import uproot
 
 
 def make(target, events=4000, seed=7):
-    """Z -> mu mu over a background of other muons, and jets, as the branches nMuon, Muon_pt, ... of a TTree `Events`."""
+    """Z -> mu mu over a background of other muons, and jets, as branches nMuon, Muon_pt, ... of a TTree `Events`."""
     random = np.random.default_rng(seed)
     z = random.random(events) < 0.6
     n = np.where(z, 2, 0) + random.poisson(0.7, events)

@@ -1,5 +1,7 @@
 """Lead-lead collisions with Angantyr: seconds of set-up, then events of very different length."""
 
+import ctypes
+
 import numpy as np
 import pythia8mc
 from seeding import reseed
@@ -29,8 +31,12 @@ class LeadLead:
         for setting in self.settings:
             if not self.pythia.readString(setting):
                 raise ValueError(f"Pythia does not know the setting {setting!r}")
+        watcher = pythia8mc.Angantyr.InfoGrabber()
+        self.pythia.addUserHooksPtr(watcher)
         if not self.pythia.init():
             raise RuntimeError("Pythia cannot be set up; it says above why")
+        self.info = watcher.getInfo()  # not a copy, as infoPython() is
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.info))  # Python believes it is its own, and must not free it
         # Angantyr collides nucleons with Pythias of its own. Each has random numbers that go on from event to event:
         # if they are not seeded as well, an event depends on those made before it.
         self.angantyr = self.pythia.getHeavyIonsPtr()
@@ -39,6 +45,9 @@ class LeadLead:
     def process(self, event, random):
         pythia = self.pythia
         reseed(pythia, random, parts=self.parts)
+        # Short strings are tried more often if the last collision was diffractive, and at the beginning of an event
+        # "the last" is one of the event before: without this line one event in ten depends on its predecessor.
+        self.info.setType("", 0, 0)
         while not pythia.next():
             pass
         charged = [

@@ -1,7 +1,7 @@
 """Shower events of an LHE file, one at a time, with one Pythia for all of them.
 
-Pythia usually reads the file itself, from its beginning. Here it asks `Feed` for the next event, and `Feed` gives the one
-that is being processed: any event, in any order, without setting Pythia up again.
+Pythia usually reads the file itself, from its beginning. Here it asks `Feed` for the next event, and `Feed` gives the
+one that is being processed: any event, in any order, without setting Pythia up again.
 """
 
 import numpy as np
