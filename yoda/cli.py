@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
     _job(config, task=False)
     config.add_argument("--json", action="store_true")
     config.set_defaults(command=_config)
+    bench = commands.add_parser("bench", help="measure this machine beside other runners, against the budgets")
+    bench.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; default all")
+    bench.add_argument("--json", action="store_true")
+    bench.add_argument("--quick", action="store_true", help="a few seconds each: whether they run, not how fast")
+    bench.add_argument("--peers", metavar="PYTHON", help="Python of an environment with Dask, Ray and Parsl")
+    bench.set_defaults(command=_bench)
     return top
 
 
@@ -159,6 +165,12 @@ def _config(args: argparse.Namespace) -> int:
     job, site = load_job(args.job, args.set), load_site(args.site, args.set, here=False)
     print(json.dumps(config_json(job, site)) if args.json else config_text(job, site))
     return OK
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from yoda.bench import bench
+
+    return bench(args.names, args.json, args.quick, args.peers)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""Payloads of the benchmarks, for Yoda and for its peers alike; numpy and the standard library only."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def noop(event: Any, random: Any) -> dict[str, Any]:
+    """Nothing, and no image."""
+    return {}
+
+
+def small(event: Any, random: Any) -> dict[str, Any]:
+    """An image of one dataset."""
+    return {"x": 1.0}
+
+
+def five(event: Any, random: Any) -> dict[str, Any]:
+    """An image of five small fields, as real events have."""
+    return {"weight": 1.0, "channel": 3, "met": 17.5, "vertex": _VERTEX, "jets": _JETS}
+
+
+_VERTEX, _JETS = np.zeros(3), np.zeros(5)
+
+
+@functools.lru_cache(maxsize=4)
+def durations(mean: float, events: int) -> NDArray[np.float64]:
+    """CPU seconds of each event: lognormal of that mean, sigma 1, the same for everybody."""
+    return np.random.default_rng(7).lognormal(math.log(mean) - 0.5, 1.0, events)
+
+
+def spin(seconds: float) -> tuple[float, float]:
+    """Use that much CPU time, however long it takes; returns when it began and ended."""
+    begin, until = time.time(), time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+    return begin, time.time()
+
+
+class Spin:
+    """Events of known CPU time."""
+
+    def __init__(self, mean: float, events: int) -> None:
+        self.mean, self.events = mean, events
+
+    def setup(self) -> None:
+        self.seconds = durations(self.mean, self.events).tolist()
+
+    def process(self, event: int, random: Any) -> dict[str, Any]:
+        begin, end = spin(self.seconds[event])
+        return {"begin": begin, "end": end, "vertex": _VERTEX, "jets": _JETS}
+
+
+def sleep(event: Any, random: Any, seconds: float) -> dict[str, Any]:
+    """A worker that is busy and uses no CPU: what is left is the runner's own."""
+    time.sleep(seconds)
+    return {"x": 1.0}
+
+
+class Blob:
+    """Events that are nothing but output: `size` bytes each, made beforehand."""
+
+    def __init__(self, size: int) -> None:
+        self.data = np.random.default_rng(1).integers(0, 256, size, dtype=np.uint8)
+
+    def process(self, event: int, random: Any) -> dict[str, Any]:
+        return {"x": self.data}
+
+
+class Heavy:
+    """A payload whose one-time set-up holds `megabytes` that all workers read."""
+
+    def __init__(self, megabytes: int) -> None:
+        self.megabytes = megabytes
+
+    def setup(self) -> None:
+        self.table = np.ones(self.megabytes << 17)
+
+    def process(self, event: int, random: Any) -> dict[str, Any]:
+        time.sleep(0.05)
+        return {"x": float(self.table.sum())}

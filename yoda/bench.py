@@ -1,0 +1,180 @@
+"""`yoda bench`: measure this machine, beside peers doing the same work, and say which budgets are met.
+
+The benchmarks live with the sources, in tests/benchmarks/bench_NAME.py, because they are made to be changed together
+with the code they measure; an installation without sources says so. Each has `run(quick)`, which returns what it
+measured as plain values, and `figures(result)`, which says what of it counts: our value, the peer's, the budget. Here
+is only what they share: finding them, running them, and showing the result.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any
+
+from eventrange.errors import BUG, OK, ConfigError
+
+JSON_VERSION = 1
+_SHOWN = ("numpy", "h5py", "mpi4py", "msgspec", "openmpi", "mpich", "distributed", "ray", "parsl", "hyperqueue")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number, a median unless `what` says otherwise.
+
+    `value` and `peer_value` are in `unit`; `peer` names who did the same work in the same run and what it left out.
+    `budget` is the promise in words and `met` whether it holds here; None where nothing is promised.
+    """
+
+    what: str
+    value: float
+    unit: str
+    peer: str = ""
+    peer_value: float | None = None
+    budget: str = ""
+    met: bool | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Our value over the peer's."""
+        return self.value / self.peer_value if self.peer_value else None
+
+
+def folder() -> str:
+    """Where the benchmarks are. Raises ConfigError for an installation without sources."""
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.path.join(home, "tests", "benchmarks")
+    if not os.path.isdir(path):
+        raise ConfigError(
+            file=home,
+            key="bench",
+            detail="this installation has no sources, and the benchmarks are part of them",
+            hint="clone the repository, `pip install -e .` there, and run `yoda bench` again",
+        )
+    return path
+
+
+def names() -> list[str]:
+    """All benchmarks, sorted."""
+    return sorted(entry[6:-3] for entry in os.listdir(folder()) if entry.startswith("bench_") and entry.endswith(".py"))
+
+
+def load(name: str) -> ModuleType:
+    """The module of one benchmark."""
+    place = folder()
+    if place not in sys.path:
+        sys.path.insert(0, place)
+    return importlib.import_module(f"bench_{name}")
+
+
+def measure(name: str, quick: bool = False) -> tuple[dict[str, Any], list[Figure]]:
+    """Run one benchmark: (what it measured, what of it counts)."""
+    module = load(name)
+    result: dict[str, Any] = module.run(quick)
+    figures = list(module.figures(result))
+    # a quick run says whether a benchmark works; its numbers are of start-up and noise
+    return result, [replace(figure, met=None) for figure in figures] if quick else figures
+
+
+def machine() -> dict[str, Any]:
+    """What the figures belong to: processor, cores, memory, versions. No name of a host."""
+    model = ""
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
+    except OSError:
+        pass
+    return {
+        "processor": model or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "versions": dict(_versions()),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _SHOWN:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            pass
+
+
+def bench(wanted: Sequence[str], as_json: bool = False, quick: bool = False, peers: str | None = None) -> int:
+    """Run the benchmarks named `wanted` (all if empty) one after another and print their figures; returns the exit
+    code.
+
+    `peers` is the Python of an environment that has the peers our own environment lacks (Dask, Ray, Parsl).
+    """
+    known = names()
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(
+                file="yoda bench", key=name, detail="no such benchmark", hint=f"one of: {', '.join(known)}"
+            )
+    if peers is not None:
+        os.environ["YODA_BENCH_PEERS"] = os.path.abspath(peers)
+    document: dict[str, Any] = {"version": JSON_VERSION, "quick": quick, "machine": machine(), "benchmarks": {}}
+    if not as_json:
+        here = document["machine"]
+        print(
+            f"{here['cores']} cores of {here['processor']}, {here['memory_gb']} GB, Python {here['python']}, load
+            {here['load']}"
+        )
+    code = OK
+    for name in wanted or known:
+        begin = time.monotonic()
+        try:
+            result, figures = measure(name, quick)
+        except Exception as error:  # one that cannot run here must not cost the others
+            code = BUG
+            document["benchmarks"][name] = {"error": f"{type(error).__name__}: {error}"}
+            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            continue
+        seconds = time.monotonic() - begin
+        entries = [{**asdict(figure), "ratio": figure.ratio} for figure in figures]
+        document["benchmarks"][name] = {"seconds": round(seconds, 1), "figures": entries, "result": result}
+        if not as_json:
+            print(f"\n{name} ({seconds:.0f} s)\n{table(figures)}", flush=True)
+    if as_json:
+        print(json.dumps(document, indent=1))
+    return code
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """The figures as lines of columns for people."""
+    head = ("", "ours", "peer", "ours/peer", "", "budget", "met")
+    lines = [head]
+    for f in figures:
+        peer = "" if f.peer_value is None else number(f.peer_value)
+        ratio = "" if f.ratio is None else number(f.ratio)
+        met = {None: "", True: "yes", False: "NO"}[f.met]
+        lines.append((f.what, f"{number(f.value)} {f.unit}".strip(), peer, ratio, f.peer, f.budget, met))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    right = (1, 2, 3)
+    return "\n".join(
+        "  "
+        + "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def number(value: float) -> str:
+    """Three significant figures, thousands apart."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
