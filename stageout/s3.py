@@ -195,7 +195,9 @@ class S3Endpoint:
         if stored.size != wanted.size or stored.sha256 not in (None, wanted.sha256):
             self._throw_away(wanted, f"uploaded {wanted.size} bytes, the server has {stored.size}")
         same_kind = str(reply.get("ETag", "")).strip('"').endswith(f"-{len(sent)}")
-        return not same_kind and all(self._etag_fits({"ETag": etag}, md5.hex()) for etag, md5 in sent)
+        if same_kind and self._etag_is_md5:
+            return False
+        return all(self._etag_fits({"ETag": etag}, md5.hex()) for etag, md5 in sent)
 
     def _send_parts(self, source: str | bytes, wanted: Stat, part: int, upload: str) -> Sequence[tuple[str, bytes]]:
         """ETag and MD5 of each part. This thread reads and sums; MD5, signature and sending are the pool's."""

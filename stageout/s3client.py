@@ -219,7 +219,11 @@ class S3Client:
             self._secrets |= {value for value in (frozen.access_key, frozen.secret_key, frozen.token) if value}
         config = Config(
             signature_version="s3v4",
-            s3={"addressing_style": "path" if path_style else "virtual"},
+            s3={
+                "addressing_style": "path" if path_style else "virtual",
+                # The signature covers Content-MD5, and that the body; a sha256 of every body on both sides costs more.
+                "payload_signing_enabled": site.sign_payload,
+            },
             retries={"total_max_attempts": 1, "mode": "standard"},
             # urllib3 applies the connect timeout to the sending of the whole request too: it must cover one part.
             connect_timeout=site.connect_timeout,

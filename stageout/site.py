@@ -28,7 +28,7 @@ class EndpointSite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ca_bundle: str | None = None
     max_bandwidth: Size | None = None  # bytes per second, all transfers of one process together
     part_size: Size = 8 * MiB  # larger objects go in parts of this size
-    concurrency: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4  # parts in flight; memory is this x part_size
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8  # parts in flight; memory is this x part_size
     attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5  # per request
     backoff: Duration = 0.5  # seconds; doubles, with full jitter
     backoff_max: Duration = 20.0
@@ -36,6 +36,7 @@ class EndpointSite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     read_timeout: Duration = 60.0
     min_rate: Size = 64 * KiB  # bytes/s; slower transfers are broken off
     conditional: bool = True  # False: the server is known not to understand If-None-Match
+    sign_payload: bool = False  # True: sha256 of every body in the signature, for servers that insist
     verify: Literal["read", "size"] = "read"  # file endpoints: read the copy back, or trust fsync and the size
 
     def __post_init__(self) -> None:
