@@ -128,10 +128,8 @@ def bench(wanted: Sequence[str], as_json: bool = False, quick: bool = False, pee
     document: dict[str, Any] = {"version": JSON_VERSION, "quick": quick, "machine": machine(), "benchmarks": {}}
     if not as_json:
         here = document["machine"]
-        print(
-            f"{here['cores']} cores of {here['processor']}, {here['memory_gb']} GB, Python {here['python']}, load
-            {here['load']}"
-        )
+        cores, memory = f"{here['cores']} cores of {here['processor']}", f"{here['memory_gb']} GB"
+        print(f"{cores}, {memory}, Python {here['python']}, load {here['load']}")
     code = OK
     for name in wanted or known:
         begin = time.monotonic()
