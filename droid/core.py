@@ -250,7 +250,7 @@ class DroidCore:
             # now knowing them, and will pin the difference on an event.
             wrong = done & (rows["size"] > 0)
             if self.draining:
-                rows["kind"][wrong], rows["size"][wrong] = Kind.RETURNED, 0
+                rows["kind"][wrong] = Kind.RETURNED
             else:
                 keep &= ~wrong
                 self.backlog.extendleft(_ranges(rows[wrong])[::-1])

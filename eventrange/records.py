@@ -45,6 +45,7 @@ class Code(IntEnum):
     DROID_LOST = 9
     COMMAND = 10  #: a program returned non-zero or made no output
     INPUT = 11  #: the event could not be read
+    STORAGE = 12  #: the image could not be made durable
 
 
 #: 64 bytes. `time` unix seconds at the start of processing, `wall` and `cpu` seconds, `offset`/`size` bytes of the

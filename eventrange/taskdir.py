@@ -50,8 +50,12 @@ class TaskDir:
     def segments(self, allocation: str) -> str:
         return os.path.join(self.root, "segments", allocation)
 
-    def segment(self, allocation: str, droid: int, number: int) -> str:
-        return os.path.join(self.segments(allocation), f"{droid:05d}-{number:04d}.tar")
+    def segment(self, allocation: str, droid: int, number: int, kind: str = "") -> str:
+        """The segment of that number; without `kind` (tar, zip) the one that is there, tar if there is none."""
+        path = os.path.join(self.segments(allocation), f"{droid:05d}-{number:04d}.")
+        if not kind:
+            kind = "zip" if not os.path.exists(path + "tar") and os.path.exists(path + "zip") else "tar"
+        return path + kind
 
     def logs(self, allocation: str) -> str:
         return os.path.join(self.root, "logs", allocation)

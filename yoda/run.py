@@ -128,6 +128,7 @@ def _droid_with_mpi(setting: Setting, begun: float, control: socket.socket, slot
     from mpi4py import MPI
 
     from droid.rank import DroidShell, Options
+    from droid.store import Choices
     from droid.transport import Transport, sharing
 
     job, site = setting.job, setting.site
@@ -138,12 +139,14 @@ def _droid_with_mpi(setting: Setting, begun: float, control: socket.socket, slot
     options = Options(
         workers=min(workers, len(slots.table)),
         timeout=job.ranges.timeout,
-        segment_bytes=site.segments.max_bytes,
-        segment_seconds=site.segments.max_age,
-        segment_format=site.segments.format,
-        commit_seconds=site.commit.seconds / 2,  # half here, half at Yoda
-        commit_bytes=site.commit.bytes,
         grace=site.grace,
+        store=Choices(
+            segment_bytes=site.segments.max_bytes,
+            segment_seconds=site.segments.max_age,
+            segment_format=site.segments.format,
+            commit_seconds=site.commit.seconds / 2,  # half here, half at Yoda
+            commit_bytes=site.commit.bytes,
+        ),
     )
     shell = DroidShell(transport, setting.taskdir, options, control, slots, scratch, begun)
     code = shell.run()

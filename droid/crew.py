@@ -1,0 +1,235 @@
+"""A Droid's workers as processes: the zygote's control socket, and a socket to each worker.
+
+Turns what arrives on sockets into calls of the owner, and orders into messages. Knows nothing of ranges or MPI.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from droid import wire
+from droid.slots import Slots
+
+RECEIVE = 1 << 20
+SEND_SECONDS = 5.0  #: an order to a worker is a few kilobytes; one that cannot take it for so long is stuck
+TEXT = 4000  #: characters of a worker's last output kept as evidence
+
+
+class Owner(Protocol):
+    """What a crew tells: the Droid."""
+
+    def zygote_ready(self, message: dict[str, Any], again: bool) -> None: ...
+    def zygote_failed(self, text: str, exit_code: int) -> None: ...
+    def worker_frame(self, index: int, kind: int, payload: memoryview) -> None: ...
+    def worker_exited(self, index: int, how: str, event: int, count: int, cpu: float) -> None: ...
+
+
+@dataclass
+class _Peer:
+    """One worker's socket; `open` until its end of file."""
+
+    sock: socket.socket
+    reader: wire.FrameReader
+    pid: int = 0
+    open: bool = True
+
+
+class Crew:
+    """The worker processes of one Droid. `poll` is the owner's; `handle` gets the descriptors that are ready."""
+
+    def __init__(self, control: socket.socket, slots: Slots, scratch: str, owner: Owner, poll: select.poll) -> None:
+        self.control, self.slots, self.scratch, self.owner, self.poll = control, slots, scratch, owner, poll
+        self.ready = False  #: the zygote has made the payload
+        self._peers: dict[int, _Peer] = {}
+        self._by_fd: dict[int, int] = {}
+        self._ending = False
+        poll.register(control, select.POLLIN)
+
+    # -- orders ------------------------------------------------------------------------------------------------------
+
+    def set_task(self, task: dict[str, Any]) -> None:
+        """Tell the zygote what workers need to know of the task."""
+        fd = os.memfd_create("task", os.MFD_CLOEXEC)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(msgspec.msgpack.encode(task))
+            self._tell({"task": True}, fd)
+        finally:
+            os.close(fd)
+
+    def spawn(self, index: int) -> None:
+        """Have the zygote fork worker `index`."""
+        ours, theirs = socket.socketpair()
+        for sock in (ours, theirs):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECEIVE)
+        ours.setblocking(False)
+        self._tell({"spawn": index}, theirs.fileno())
+        theirs.close()
+        self._peers[index] = _Peer(ours, wire.FrameReader())
+        self._by_fd[ours.fileno()] = index
+        self.poll.register(ours, select.POLLIN)
+
+    def kill(self, index: int) -> None:
+        """SIGKILL worker `index`; its exit will be told."""
+        self._tell({"kill": index})
+
+    def kill_all(self) -> None:
+        for index in self._peers:
+            self.kill(index)
+
+    def send(self, index: int, parts: list[Any]) -> None:
+        """Send a frame to worker `index`; one that is dead gets nothing, its exit is on the way."""
+        peer = self._peers.get(index)
+        if peer is None or not peer.open:
+            return
+        peer.sock.settimeout(SEND_SECONDS)
+        try:
+            peer.sock.sendall(b"".join(bytes(part) for part in parts))
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        except TimeoutError:
+            self.kill(index)
+        finally:
+            peer.sock.setblocking(False)
+
+    def send_all(self, parts: list[Any]) -> None:
+        for index in list(self._peers):
+            self.send(index, parts)
+
+    def output(self, index: int) -> str:
+        """The last of what worker `index` printed."""
+        try:
+            with open(os.path.join(self.scratch, f"worker-{index}.out"), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - TEXT))
+                return file.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+    def stopped(self, index: int) -> bool:
+        """Whether the kernel says that worker `index` is stopped (SIGSTOP, a debugger, a suspended job)."""
+        peer = self._peers.get(index)
+        if peer is None or not peer.pid:
+            return False
+        try:
+            with open(f"/proc/{peer.pid}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] in ("T", "t")
+        except (OSError, IndexError):
+            return False
+
+    def end(self) -> None:
+        """Kill the workers and let the zygote go."""
+        self._ending = True
+        self.kill_all()
+        self._tell({"end": True})
+        self.control.close()
+
+    # -- what arrives ------------------------------------------------------------------------------------------------
+
+    def handle(self, fd: int) -> None:
+        """Descriptor `fd`, one of ours, is readable."""
+        if fd == self.control.fileno():
+            self._zygote()
+        elif fd in self._by_fd:
+            self._receive(self._by_fd[fd])
+
+    def _tell(self, message: dict[str, Any], fd: int | None = None) -> None:
+        data = msgspec.msgpack.encode(message)
+        try:
+            if fd is None:
+                self.control.send(data)
+            else:
+                socket.send_fds(self.control, [data], [fd])
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # its end of file says the same
+
+    def _zygote(self) -> None:
+        try:
+            data = self.control.recv(1 << 16)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self.poll.unregister(self.control)
+            if not self._ending:
+                self.owner.zygote_failed("the zygote is gone and could not be replaced", 1)
+            return
+        message = msgspec.msgpack.decode(data)
+        if "failed" in message:
+            output = message.get("output") or ""
+            text = message["failed"] + (f"\nwhat it printed last:\n{output[-2000:]}" if output else "")
+            self.owner.zygote_failed(text, message["code"])
+        elif "ready" in message:
+            again, self.ready = self.ready, True
+            if again:  # workers die with their zygote
+                for index in list(self._peers):
+                    self._drop(index)
+            self.owner.zygote_ready(message, again)
+        elif "spawned" in message:
+            peer = self._peers.get(message["spawned"])
+            if peer is not None:
+                peer.pid = message["pid"]
+        elif "exit" in message:
+            self._exited(message)
+
+    def _receive(self, index: int, everything: bool = False) -> None:
+        """Take what worker `index` sent, one read or everything. Its end of file is explained by the zygote's `exit`."""
+        peer = self._peers[index]
+        while peer.open:
+            try:
+                data = peer.sock.recv(RECEIVE)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                self._close(peer)
+                return
+            for kind, payload in peer.reader.feed(data):
+                self.owner.worker_frame(index, kind, payload)
+            if len(data) < RECEIVE and not everything:
+                return
+
+    def _exited(self, message: dict[str, Any]) -> None:
+        index = message["exit"]
+        peer = self._peers.get(index)
+        if peer is None or peer.pid not in (0, message["pid"]):
+            return  # one that has been replaced
+        self._receive(index, everything=True)  # results it sent before it died count
+        self._drop(index)
+        slot = self.slots.snapshot()[index]
+        self.slots.clear(index)
+        how = _how(message["status"], message["cpu"], message["rss"])
+        self.owner.worker_exited(index, how, int(slot["event"]), int(slot["count"]), message["cpu"])
+
+    def _close(self, peer: _Peer) -> None:
+        if peer.open:
+            peer.open = False
+            self.poll.unregister(peer.sock)
+            del self._by_fd[peer.sock.fileno()]
+            peer.sock.close()
+
+    def _drop(self, index: int) -> None:
+        peer = self._peers.pop(index, None)
+        if peer is not None:
+            self._close(peer)
+
+
+def _how(status: int, cpu: float, rss: int) -> str:
+    if status < 0:
+        how = f"killed by signal {-status} ({signal_name(-status)})"
+    else:
+        how = f"exited with status {status}"
+    return f"{how} after {cpu:.1f} s of CPU, {rss / 1e6:.0f} MB at most"
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)

@@ -1,0 +1,198 @@
+"""A Droid's images on their way to disk: the open segment and the group commit.
+
+Rows come in with their images; they come out, in `ready`, when what they say is true: the images are on disk, or the row has
+none. One sync at a time runs in the Syncer's thread while the next group gathers (L1).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eventrange.durable import FILES, DurableFile, Files, Syncer, explain
+from eventrange.errors import CannotWrite
+from eventrange.records import Code, Kind
+from eventrange.segment import SegmentWriter, member_name, writer
+from eventrange.taskdir import TaskDir
+
+_FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the site decides. Seconds and bytes."""
+
+    segment_bytes: int = 1 << 30
+    segment_seconds: float = 1800.0
+    segment_format: str = "tar"
+    commit_seconds: float = 0.25
+    commit_bytes: int = 64 << 20
+
+
+class Store:
+    """Owns the segments of one Droid in one allocation. `wake` is called, from a thread, when a sync is finished."""
+
+    def __init__(
+        self,
+        taskdir: TaskDir,
+        allocation: str,
+        task: str,
+        rank: int,
+        choices: Choices,
+        wake: Callable[[], None],
+        files: Files = FILES,
+    ) -> None:
+        self.taskdir, self.allocation, self.task, self.rank = taskdir, allocation, task, rank
+        self.choices, self.files = choices, files
+        self.ready: list[NDArray[Any]] = []  #: rows that may be reported
+        self.sealed: list[dict[str, Any]] = []  #: notes of segments that were finished
+        self.trouble: CannotWrite | None = None  #: set when nothing more can be stored here
+        self._segment: SegmentWriter | None = None
+        self._number = -1
+        self._begun = 0.0
+        self._unsynced: list[NDArray[Any]] = []
+        self._since = 0.0
+        self._bytes = 0
+        self._syncing = 0
+        self._errors = 0
+        self._syncer = Syncer(wake)
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything that was added is on disk and in `ready`."""
+        return not self._unsynced and not self._syncing
+
+    def add(self, rows: NDArray[Any], images: memoryview, keep: NDArray[np.bool_], now: float) -> None:
+        """Take rows, RECORD (n,), and the images of those with a size, one after another. Rows not in `keep` are dropped.
+
+        If an image cannot be written its range is returned instead, and so are all that wait for the same segment.
+        """
+        sizes = rows["size"].copy()
+        good = keep & (rows["kind"] == Kind.DONE)
+        rows["size"][~good] = 0
+        stored = np.zeros(len(rows), bool)
+        at = 0
+        try:
+            for number in np.flatnonzero(sizes).tolist():
+                size = int(sizes[number])
+                if good[number]:
+                    self._append(rows[number : number + 1], images[at : at + size], now)
+                    stored[number] = True
+                at += size
+        except CannotWrite as error:
+            self._undo(rows, good & (sizes > 0))
+            self._give_up(error)
+            self.ready.append(rows[keep])
+            return
+        if (keep & ~stored).any():
+            self.ready.append(rows[keep & ~stored])
+        if stored.any():
+            if not self._unsynced:
+                self._since = now
+            self._unsynced.append(rows[stored])
+
+    def due(self, now: float, busy: bool) -> float:
+        """Seconds until the next group commit; infinite if nothing waits. Nobody at work: at once."""
+        if not self._unsynced or self._syncing:
+            return float("inf")
+        if self._bytes >= self.choices.commit_bytes or not busy:
+            return 0.0
+        return max(0.0, self._since + self.choices.commit_seconds - now)
+
+    def pump(self, now: float, busy: bool) -> None:
+        """Collect finished syncs and ask for the next when it is due."""
+        for rows, error in self._syncer.done():
+            self._syncing -= 1
+            if error is not None:
+                # What an fsync refused is not on disk, whatever a later one says: those events are open again.
+                self._undo(rows, rows["size"] > 0)
+                self._give_up(error)
+            self.ready.append(rows)
+        if self.due(now, busy) <= 0 and self._segment is not None:
+            self._request(self._segment.file)
+
+    def seal(self) -> None:
+        """Finish the open segment, waiting for what is not yet on disk."""
+        if self._unsynced and self._segment is not None:
+            self._request(self._segment.file)
+        while self._syncing:
+            time.sleep(0.001)
+            self.pump(time.monotonic(), True)
+        segment, self._segment = self._segment, None
+        if segment is None:
+            return
+        try:
+            done = segment.seal()
+        except CannotWrite:
+            return  # the images in it are durable and recorded; only the end of the archive is missing
+        self.sealed.append(
+            {
+                "note": "sealed",
+                "droid": self.rank,
+                "segment": self._number,
+                "size": done.size,
+                "adler32": f"{done.adler32:08x}",
+                "sha256": done.sha256,
+                "members": done.members,
+            }
+        )
+
+    def close(self) -> None:
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+        self._syncer.close()
+
+    # -- inner workings ----------------------------------------------------------------------------------------------
+
+    def _append(self, row: NDArray[Any], data: memoryview, now: float) -> None:
+        segment = self._open(now)
+        name = member_name(self.task, int(row["start"][0]) + 1, int(row["stop"][0]))
+        row["segment"] = self._number
+        row["offset"] = segment.append(name, data, int(row["checksum"][0]))
+        self._bytes += len(data)
+
+    def _open(self, now: float) -> SegmentWriter:
+        segment = self._segment
+        old = segment is not None and now - self._begun >= self.choices.segment_seconds
+        if segment is not None and (old or segment.size >= self.choices.segment_bytes):
+            self.seal()
+        if self._segment is None:
+            self._number += 1
+            path = self.taskdir.segment(self.allocation, self.rank, self._number, self.choices.segment_format)
+            try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+            except OSError as error:
+                raise explain(error, os.path.dirname(path)) from error
+            self._segment = writer(path, self.choices.segment_format, self.files)
+            self._begun = now
+        return self._segment
+
+    def _request(self, file: DurableFile) -> None:
+        rows, self._unsynced, self._bytes = np.concatenate(self._unsynced), [], 0
+        self._syncing += 1
+        self._syncer.request(rows, file)
+
+    def _undo(self, rows: NDArray[Any], which: NDArray[np.bool_]) -> None:
+        rows["kind"][which], rows["size"][which], rows["code"][which] = Kind.RETURNED, 0, Code.STORAGE
+
+    def _give_up(self, error: CannotWrite) -> None:
+        """A segment that failed is never written again. No room is final; after anything else a new one is tried, once."""
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+        for rows in self._unsynced:
+            self._undo(rows, rows["size"] > 0)
+            self.ready.append(rows)
+        self._unsynced, self._bytes = [], 0
+        self._errors += 1
+        cause = error.__cause__
+        if self._errors > 1 or (isinstance(cause, OSError) and cause.errno in _FINAL):
+            self.trouble = self.trouble or error
