@@ -7,11 +7,15 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from eventrange.errors import BAD_DATA, OK, YodaError
 from eventrange.taskdir import TaskDir
+
+
+WATCH_SECONDS = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +47,18 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--retry-quarantined", action="store_true", help="take up events that were given up before")
     run.add_argument("--no-images", action="store_true", help=argparse.SUPPRESS)
     run.set_defaults(command=_run)
+
+    status = commands.add_parser("status", help="how far a task is, and where its core-seconds went")
+    status.add_argument("task")
+    status.add_argument("--json", action="store_true")
+    status.add_argument("--watch", action="store_true", help="show it again every two seconds until the task is complete")
+    status.set_defaults(command=_status)
+
+    journal = commands.add_parser("journal", help="every record of a task's journals")
+    journal.add_argument("task")
+    journal.add_argument("--json", action="store_true", help="one JSON object per line")
+    journal.add_argument("--csv", action="store_true")
+    journal.set_defaults(command=_journal)
 
     merge = commands.add_parser("merge", help="make the final files")
     merge.add_argument("task")
@@ -108,6 +124,31 @@ def _run(args: argparse.Namespace) -> int:
             images=not args.no_images,
         )
     )
+
+
+def _status(args: argparse.Namespace) -> int:
+    from yoda.status import render, status
+
+    taskdir = TaskDir(os.path.abspath(args.task))
+    while True:
+        found = status(taskdir)
+        print(json.dumps(found) if args.json else render(found), flush=True)
+        if not args.watch or found["complete"]:
+            return OK
+        time.sleep(WATCH_SECONDS)
+        if sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")
+
+
+def _journal(args: argparse.Namespace) -> int:
+    from yoda.journal_view import csv_lines, json_lines, text_lines
+    from yoda.task import need_task
+
+    taskdir = TaskDir(os.path.abspath(args.task))
+    lines = json_lines if args.json else csv_lines if args.csv else text_lines
+    for line in lines(taskdir, need_task(taskdir).fingerprint):
+        sys.stdout.write(line if line.endswith("\n") else line + "\n")
+    return OK
 
 
 def _merge(args: argparse.Namespace) -> int:
