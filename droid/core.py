@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eventrange import records
+from eventrange.errors import BAD_CONFIG
 from eventrange.messages import Range
 from eventrange.records import Code, Kind
 from eventrange.times import add, quantile
@@ -311,7 +312,7 @@ class DroidCore:
         if not was_ready and not killed:
             self._start_failures += 1
             if self._start_failures >= START_FAILURES:
-                out.append(Sick(f"{self._start_failures} workers in a row ended before they were ready: {how}", 1))
+                out.append(Sick(f"{self._start_failures} workers in a row ended before they were ready: {how}", BAD_CONFIG))
                 return out
         w.state = "starting"
         return [*out, Spawn(worker), *self._assign()]

@@ -16,6 +16,7 @@ import msgspec
 
 from droid import wire
 from droid.slots import Slots
+from eventrange.errors import RUN_AGAIN
 
 RECEIVE = 1 << 20
 SEND_SECONDS = 5.0  #: an order to a worker is a few kilobytes; one that cannot take it for so long is stuck
@@ -157,7 +158,7 @@ class Crew:
         if not data:
             self.poll.unregister(self.control)
             if not self._ending:
-                self.owner.zygote_failed("the zygote is gone and could not be replaced", 1)
+                self.owner.zygote_failed("the zygote and its guardian are gone", RUN_AGAIN)
             return
         message = msgspec.msgpack.decode(data)
         if "failed" in message:

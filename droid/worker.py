@@ -26,7 +26,7 @@ from droid import wire
 from droid.payload import Worker
 from droid.slots import Slot
 from eventrange import image, records
-from eventrange.errors import FieldRefused, FieldsChanged, ImageTooBig, YodaError
+from eventrange.errors import FieldRefused, FieldsChanged, ImageTooBig, PayloadFailed, YodaError
 from eventrange.messages import Evidence, Range, unpack_ranges
 from eventrange.records import Code, Kind
 from eventrange.times import PER_OCTAVE, SHORTEST, time_bin
@@ -157,7 +157,7 @@ class WorkerLoop:
             enter(at, 1, before)
             try:
                 made.append(process(events[at - start], at))
-            except Exception as error:
+            except BaseException as error:  # sys.exit() in a payload ends an event, not a worker
                 self._done(first, made, attempt, begun)
                 self._failed(at, attempt, _code(error), text_of(error), (time.time(), before, time.process_time()))
                 made, first, begun = [], at + 1, _now()
@@ -174,7 +174,7 @@ class WorkerLoop:
             return
         try:
             made = self.payload.process_events(events, range(start, stop))
-        except Exception as error:
+        except BaseException as error:
             if stop - start == 1:
                 self._failed(start, attempt, _code(error), text_of(error), begun)
                 return
@@ -194,8 +194,10 @@ class WorkerLoop:
             return
         work = (start, start + len(made), attempt)
         if not self.images or not made[0]:
-            if any(made) and self.images:
-                self._split(start, made, attempt, begun, FieldsChanged, "some events have no fields, others have")
+            if self.images and (self.expected or any(made)):
+                if self.expected is None:
+                    self.expected = image.schema(next(fields for fields in made if fields))
+                self._split(start, made, attempt, begun, FieldsChanged, "this event has no fields, others have")
                 return
             self._row(Kind.DONE, Code.NONE, work, begun)
             return
@@ -238,8 +240,7 @@ def _now() -> tuple[float, float, float]:
 def _code(error: BaseException) -> Code:
     if isinstance(error, MemoryError):
         return Code.MEMORY
-    code = getattr(error, "code", None)
-    return Code(code) if isinstance(code, int) and code in Code._value2member_map_ else Code.EXCEPTION
+    return Code.COMMAND if isinstance(error, PayloadFailed) else Code.EXCEPTION
 
 
 def text_of(error: BaseException) -> str:

@@ -14,7 +14,9 @@ Zygote -> Droid: ready, failed, spawned, exit.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
+import mmap
 import os
 import select
 import signal
@@ -28,9 +30,10 @@ from typing import Any
 import msgspec
 
 from droid.slots import Slots
+from eventrange.errors import BAD_CONFIG
 
 _PACKET = 1 << 16
-RESTARTS = 5  #: a zygote that dies this often in a row before it is ready is not started again
+RESTARTS = 3  #: a zygote that dies this often in a row before it is ready is not started again
 _PR_SET_PDEATHSIG = 1
 #: A worker gets SIGKILL for what its Droid gets SIGTERM for: signals of the batch system reach all processes of a step, and it is
 #: the Droid who decides what they mean for the event at hand.
@@ -79,15 +82,16 @@ def start(blueprint: Blueprint, slots: Slots) -> socket.socket:
 
 
 def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket) -> None:
-    early = 0
+    early, how = 0, ""
     while early < RESTARTS:
         parent, begun = os.getpid(), time.monotonic()
+        ready = mmap.mmap(-1, 1)
         pid = os.fork()
         if not pid:
             code = 1
             try:
                 die_with_parent(parent)
-                code = Zygote(blueprint, slots, sock).run()
+                code = Zygote(blueprint, slots, sock, ready).run()
             except BaseException:
                 import traceback
 
@@ -97,16 +101,25 @@ def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket) -> None:
         _, status = os.waitpid(pid, 0)
         if status == 0:
             os._exit(0)
-        early = early + 1 if time.monotonic() - begun < 60 else 0
-    sock.send(msgspec.msgpack.encode({"failed": f"the zygote died {RESTARTS} times in a row", "code": 1}))
+        # One that worked for a while and died is no reason to give up; one that dies in setup() will always do so.
+        early = early + 1 if ready[0] == 0 or time.monotonic() - begun < 1.0 else 0
+        code = os.waitstatus_to_exitcode(status)
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    try:
+        with open(os.path.join(blueprint.scratch, "zygote.out"), "rb") as file:
+            output = file.read()[-4000:].decode(errors="replace")
+    except OSError:
+        output = ""
+    text = f"the process that sets up the payload ended {RESTARTS} times in a row ({how})"
+    sock.send(msgspec.msgpack.encode({"failed": text, "output": output, "code": BAD_CONFIG}))
     os._exit(1)
 
 
 class Zygote:
     """Makes the payload, then forks and reaps workers until the Droid says end or is gone."""
 
-    def __init__(self, blueprint: Blueprint, slots: Slots, sock: socket.socket) -> None:
-        self.blueprint, self.slots, self.sock = blueprint, slots, sock
+    def __init__(self, blueprint: Blueprint, slots: Slots, sock: socket.socket, ready: mmap.mmap) -> None:
+        self.blueprint, self.slots, self.sock, self.ready = blueprint, slots, sock, ready
         self.workers: dict[int, int] = {}  # pid -> index
         self.task: dict[str, Any] = {}
 
@@ -119,6 +132,7 @@ class Zygote:
     def run(self) -> int:
         begun = time.monotonic()
         self._capture("zygote")
+        faulthandler.enable()  # a crash in setup() leaves its traceback, too
         for index in range(len(self.slots.table)):
             self.slots.clear(index)
         os.environ.update(self.blueprint.environment)
@@ -138,6 +152,7 @@ class Zygote:
         gc.freeze()  # keep the collector from touching, and so copying, the pages that workers share
         sys.stdout.flush()
         sys.stderr.flush()
+        self.ready[0] = 1
         self.tell(ready=time.monotonic() - begun, pid=os.getpid(), jagged=sorted(self.payload.jagged), versions=versions())
         return self._loop()
 

@@ -20,6 +20,7 @@ from yoda.task import Frozen, open_task
 
 if TYPE_CHECKING:
     from eventrange.axis import Axis
+    from eventrange.journal import JournalWriter
     from slurm.environment import Allocation
     from yoda.run import Request, Setting
 
@@ -150,10 +151,6 @@ def _yoda(
         say(f"journal {name} is damaged: {what}; what it hit is processed again")
     for warning in frozen.warnings:
         say(warning)
-    ledger = ledger_of(axis.total, known)
-    if setting.request.retry_quarantined:
-        known = _take_up(prepared, ledger, say) or known
-        ledger = ledger_of(axis.total, known)
     settings = Settings(
         size=job.ranges.events or 0,
         range_seconds=job.ranges.seconds,
@@ -161,8 +158,6 @@ def _yoda(
         grace=site.grace,
         margin=site.margin,
     )
-    dispatcher = Dispatcher(ledger, [file.start for file in axis.files], settings, axis.total)
-    dispatcher.schema = known.schema
     try:
         os.makedirs(taskdir.journals, exist_ok=True)
     except OSError as error:
@@ -180,6 +175,11 @@ def _yoda(
         nodes=list(allocation.nodes),
         mpi=mpi.Get_library_version().split("\n")[0][:80],
     )
+    if setting.request.retry_quarantined:
+        _take_up(journal, known, say)
+    ledger = ledger_of(axis.total, known)
+    dispatcher = Dispatcher(ledger, [file.start for file in axis.files], settings, axis.total)
+    dispatcher.schema = known.schema
     slurm_end = EndTime(allocation, environ, time.time)
     own_end = time.time() + setting.request.time if setting.request.time is not None else None
 
@@ -208,19 +208,22 @@ def _yoda(
     return code, bool(transport.gone) or not alive or len(dispatcher.droids) < transport.size - 1
 
 
-def _take_up(prepared: Prepared, ledger: Ledger, say: Callable[[str], None]) -> Progress | None:
-    """Make quarantined events pending again (`--retry-quarantined`)."""
-    import numpy as np
+def _take_up(journal: JournalWriter, known: Progress, say: Callable[[str], None]) -> None:
+    """Make quarantined events pending again (`--retry-quarantined`).
 
-    from yoda.merging import make_pending
+    The records go into this allocation's own journal: in a later one they would void what this one is going to do.
+    """
+    from eventrange import records
+    from eventrange.records import Kind
 
-    taskdir, frozen = prepared.setting.taskdir, prepared.frozen
-    pairs = np.array(list(ledger.quarantined), np.int64).reshape(-1, 2)
-    if not len(pairs):
-        return None
-    make_pending(taskdir, frozen.fingerprint, pairs[:, 0], pairs[:, 1], "retry of quarantined events was asked for")
-    say(f"{ledger.quarantined.total} quarantined events are taken up again")
-    return read_progress(taskdir, frozen.fingerprint)
+    pairs = list(known.quarantined)
+    if not pairs:
+        return
+    rows = records.new(len(pairs), kind=Kind.PENDING, time=time.time())
+    rows["start"], rows["stop"] = [start for start, _ in pairs], [stop for _, stop in pairs]
+    journal.append(rows)
+    say(f"{known.quarantined.total} quarantined events are taken up again")
+    known.quarantined = IntervalSet()
 
 
 def after(prepared: Prepared, code: int) -> int:
