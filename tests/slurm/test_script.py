@@ -142,11 +142,12 @@ def test_dead_node_requeues_the_job(spread: Task) -> None:
     spread.cluster.kill_node(nodes[-1])
     spread.story("rank 0 starts 1", timeout=90)
     assert nodes[-1] not in spread.cluster.nodes_of(job)
+    assert "Submitted batch job" not in spread.output
     # the launcher notices before Slurm does, and then the script asks for the requeue
     assert spread.why(0) in (Ended.NODE_FAILURE, Ended.REQUEUED)
 
 
-# --- slow ones: under way on a cluster of their own since the first test of this file, looked at when the others are done
+# --- slow ones: under way on a cluster of their own since the first test of this file
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -82,7 +82,8 @@ if [ -n "$code" ] && [ "$code" != 75 ]; then
 fi
 
 # --- work is left: come back, and stay until Slurm ends us, for a script that ends is a job that is done
-state=$(ask JobState) reason=$(ask Reason) preempted=$(ask PreemptTime)
+look() { state=$(ask JobState) reason=$(ask Reason) preempted=$(ask PreemptTime); }
+look
 say "work is left; for Slurm the job is $state, reason $reason, preempted ${preempted:=None}"
 if [ -z "$code$warned" ] && [ "$state/$preempted" = RUNNING/None ] && [ $SECONDS -lt 60 ]; then
     echo "$SLURM_JOB_NODELIST" >> "$silent"
@@ -94,14 +95,17 @@ if [ -z "$code$warned" ] && [ "$state/$preempted" = RUNNING/None ] && [ $SECONDS
     fi
     sleep $((10 * 3 ** (starts - 1)))     # if a node has just died, Slurm must notice before it gives us nodes again
 fi
-case $state/$reason/$preempted in
-    RUNNING/* | */TimeLimit/* | COMPLETING/*/[0-9]* | //*)
-        for _ in {1..60}; do
+refused=0
+for _ in {1..60}; do
+    look
+    case $state/$reason/${preempted:-None} in
+        RUNNING/* | */TimeLimit/* | COMPLETING/*/[0-9]*)
             scontrol requeue "$SLURM_JOB_ID" && break
-            sbatch "$script" && exit 75
-            sleep 5
-        done ;;
-esac
-# otherwise Slurm is ending the job already: cancelled, or preempted and requeued by Slurm (which clears the time)
+            [ $((refused += 1)) -ge 2 ] && sbatch "$script" && exit 75 ;;
+        //*) ;;     # Slurm does not answer
+        *) break ;; # Slurm is ending the job already: cancelled, or requeued after a preemption or a node failure
+    esac
+    sleep 5
+done
 for _ in {1..600}; do sleep 1; done
 exit 75
