@@ -243,6 +243,11 @@ class Sampler:
         elsewhere = np.maximum.accumulate(total - np.maximum.accumulate(tree))
         return float(np.diff(np.interp([begin, end], times, elsewhere))[0])
 
+    def tree_used(self, begin: float, end: float) -> float:
+        """CPU seconds the tree itself used between two unix times."""
+        times, _, tree = np.array(self.samples).T
+        return float(np.diff(np.interp([begin, end], times, np.maximum.accumulate(tree)))[0])
+
     def busy(self, work: float, begin: float, end: float) -> float:
         """The part of what this machine could give between two unix times that became `work` seconds of CPU in
         payloads."""
