@@ -79,10 +79,12 @@ class DurableFile:
         self.size = self.synced = 0
         self.broken: CannotWrite | None = None
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_EXCL if exclusive else 0)
+        self.fd = -1
         try:
             self.fd = files.open(path, flags)
             files.fsync_folder(os.path.dirname(path) or ".")
         except OSError as error:
+            self.close()
             raise explain(error, path) from error
 
     def append(self, *parts: Any) -> int:
@@ -133,8 +135,7 @@ def write_file(path: str, data: bytes, files: Files = FILES) -> None:
     """Put `data` at `path` so that a reader sees the old file or the whole new one, also after a crash."""
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        _remove(temporary)  # of an earlier process of this number
         out = DurableFile(temporary, files)
         try:
             out.append(data)
@@ -143,12 +144,17 @@ def write_file(path: str, data: bytes, files: Files = FILES) -> None:
             out.close()
         files.replace(temporary, path)
         files.fsync_folder(os.path.dirname(path) or ".")
-    except OSError as error:
-        raise explain(error, path) from error
-    except CannotWrite as error:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise CannotWrite(path=path, detail=error.values["detail"]) from error
+    except (OSError, CannotWrite) as error:
+        _remove(temporary)
+        known = explain(error, path) if isinstance(error, OSError) else error
+        raise CannotWrite(path=path, detail=known.values["detail"]) from error
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
 
 
 class Syncer:
@@ -198,6 +204,9 @@ class Syncer:
                     file.sync()
                 except CannotWrite as caught:
                     error = caught
+                except Exception as caught:  # whatever it is: a thread that dies in silence would stop all commits
+                    detail = f"{caught.__class__.__name__}: {caught}"
+                    error = file.broken = CannotWrite(path=file.path, detail=detail)
                 with self._condition:
                     self._finished.append((token, error))
             self._wake()

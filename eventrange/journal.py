@@ -239,8 +239,11 @@ class JournalReader:
                 stop = len(data) - (0 if end and final else _AHEAD // 2)
                 if stop <= at:
                     return
-            rows = self._search(data, at, stop, head)
-            if torn:
+            known = self._next
+            rows = self._search(data, at, stop, None if torn else head)
+            if torn:  # never finished, so never acknowledged: that this frame is not whole is no damage
+                self._missing.remove(known, self._next)
+                self.damage.frames_lost = self._missing.total
                 self.damage.tail = size
             else:
                 self._spot(stop - at)
