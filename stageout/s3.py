@@ -201,7 +201,7 @@ class S3Endpoint:
 
     def _send_parts(self, source: str | bytes, wanted: Stat, part: int, upload: str) -> Sequence[tuple[str, bytes]]:
         """ETag and MD5 of each part. This thread reads and sums; MD5, signature and sending are the pool's."""
-        summer = Summer()
+        summer = Summer(adler=False)
         pending: MutableSequence[Future[tuple[str, bytes]]] = []
         failed = threading.Event()
 
