@@ -8,6 +8,8 @@ longer a start takes.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -15,9 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import payloads
-from benchlib import CORES, Figure, alternate, command, median, tree, workspace, write_job
+import yaml
+from benchlib import CORES, Figure, Sampler, alternate, command, median, tree, workspace, write_job
+from numpy.typing import NDArray
 
+from eventrange import records
+from eventrange.history import Story
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 
