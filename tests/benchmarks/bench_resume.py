@@ -31,8 +31,10 @@ before = peak()
 begun, cpu = time.perf_counter(), time.process_time()
 found = read_progress(TaskDir(sys.argv[1]), "f")
 seconds = time.perf_counter() - begun
-print(json.dumps({"seconds": seconds, "cpu_seconds": time.process_time() - cpu, "peak_mib": peak(), "imports_mib": before, "records": found.records,
-                  "done": found.done.total, "holes": len(found.done), "damage": found.damage}))
+cpu = time.process_time() - cpu
+print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak(), "imports_mib": before,
+                  "records": found.records, "done": found.done.total, "holes": len(found.done),
+                  "damage": found.damage}))
 """
 
 
