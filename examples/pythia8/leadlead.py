@@ -1,4 +1,13 @@
-"""Lead-lead collisions with Angantyr: seconds of set-up, then events of very different length."""
+"""Lead-lead collisions with Angantyr: seconds of set-up, then events of very different length.
+
+Angantyr keeps three things from one event for the next, and an event must not depend on its predecessor:
+
+* the random numbers of the Pythias it collides nucleons with, each of which goes on where it was: all are seeded;
+* what kind of process the last collision was: short strings are tried more often after a diffractive one, and at the
+  beginning of an event "the last" is one of the event before. That note is cleared;
+* in these Pythias, the tables for diffractive masses: they are kept while the mass changes by less than 1 %, so the
+  masses of the event before decide which tables are used. Four collisions that are always the same put them in order.
+"""
 
 import ctypes
 
@@ -8,6 +17,21 @@ from seeding import reseed
 
 LEAD = 1000822080
 EDGES = np.linspace(-5, 5, 51)
+
+
+def diffractive_seeds(part, info):
+    """Seeds of single diffraction with two different masses on either side: the second always makes new tables."""
+    found = {103: {}, 104: {}}  # Pythia's codes for A B -> X B and A B -> A X
+    seed = 0
+    while any(len(masses) < 2 for masses in found.values()):
+        seed += 1
+        part.rndm.init(seed)
+        if part.next() and info.code() in found:
+            masses = found[info.code()]
+            mass = max(part.process[3].m(), part.process[4].m())  # GeV
+            if mass > 200 and len(masses) < 2 and all(abs(mass / other - 1) > 0.2 for other in masses.values()):
+                masses[seed] = mass
+    return [seed for masses in found.values() for seed in masses]
 
 
 class LeadLead:
@@ -37,17 +61,26 @@ class LeadLead:
             raise RuntimeError("Pythia cannot be set up; it says above why")
         self.info = watcher.getInfo()  # not a copy, as infoPython() is
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.info))  # Python believes it is its own, and must not free it
-        # Angantyr collides nucleons with Pythias of its own. Each has random numbers that go on from event to event:
-        # if they are not seeded as well, an event depends on those made before it.
         self.angantyr = self.pythia.getHeavyIonsPtr()
         self.parts = list(self.angantyr.pythia)
+        self.settling = [
+            (part, diffractive_seeds(part, info))
+            for name, part, info in zip(self.angantyr.pythiaNames, self.parts, self.angantyr.info, strict=True)
+            if name in ("MBIAS", "SASD")
+        ]
+
+    def forget(self):
+        """Leave nothing of the event before but its random numbers, which `reseed` replaces."""
+        for part, seeds in self.settling:
+            for seed in seeds:
+                part.rndm.init(seed)
+                part.next()
+        self.info.setType("", 0, 0)
 
     def process(self, event, random):
         pythia = self.pythia
+        self.forget()
         reseed(pythia, random, parts=self.parts)
-        # Short strings are tried more often if the last collision was diffractive, and at the beginning of an event
-        # "the last" is one of the event before: without this line one event in ten depends on its predecessor.
-        self.info.setType("", 0, 0)
         while not pythia.next():
             pass
         charged = [
