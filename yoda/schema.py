@@ -18,7 +18,7 @@ from stageout.site import EndpointSite, StageoutRules
 
 MiB, GiB = 1 << 20, 1 << 30
 
-PLACEHOLDERS = ("input", "first", "last", "output", "seed", "events", "workdir")
+PLACEHOLDERS = ("input", "first", "last", "position", "output", "seed", "events", "workdir")
 """What may stand in braces in `payload.command`."""
 
 Name = Annotated[
@@ -138,9 +138,11 @@ class SiteKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     stageout_rules: StageoutRules = StageoutRules()
     slurm: Annotated[SlurmSite | None, Meta(examples=[{"partition": "regular", "time": "4h"}])] = None
     grace: Annotated[Duration, Meta(examples=["30s"])] = 30.0  # between the warning and the kill
+    silent: Annotated[_Span, Meta(examples=["60s"])] = 60.0  # without a word: a Droid is believed lost
     margin: Annotated[Duration | None, Meta(examples=["auto", "2min"], extra=_AUTO)] = (
         None  # no grants this long before the end
     )
+    lease_timeout: Annotated[_Span, Meta(examples=["60s"])] = 60.0  # silence after which another allocation is dead
 
 
 class Site(SiteKeys, frozen=True, kw_only=True, forbid_unknown_fields=True):
