@@ -10,7 +10,8 @@ pending.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -101,23 +102,30 @@ class Story:
         self.taskdir, self.fingerprint, self.only = taskdir, fingerprint, only
         self.journals: dict[str, JournalState] = {}
         self._readers: dict[str, JournalReader] = {}
+        self._closed: set[str] = set()
 
     def __iter__(self) -> Iterator[tuple[str, Entry]]:
-        return self._entries(final=False)
+        return self._entries(lambda name: False)
 
     def whole(self) -> Iterator[tuple[str, Entry]]:
         """As iterating, and with what can be saved from unfinished tails; the last call on this object."""
-        return self._entries(final=True)
+        return self._entries(lambda name: True)
 
-    def _entries(self, final: bool) -> Iterator[tuple[str, Entry]]:
+    def follow(self, over: Callable[[str], bool], names: Iterable[str] = ()) -> Iterator[tuple[str, Entry]]:
+        """As iterating, with the journals of `names` even if the folder does not show them (yet). One whose allocation
+        is `over` is read to the very end and not looked at again."""
+        return self._entries(over, [name for name in names if os.path.exists(self.taskdir.journal(name))])
+
+    def _entries(self, over: Callable[[str], bool], more: Iterable[str] = ()) -> Iterator[tuple[str, Entry]]:
         try:
-            names = self.taskdir.allocations()
+            names = sorted({*self.taskdir.allocations(), *more})
         except OSError as error:
             self.journals[""] = JournalState(error=f"journal folder: {error.strerror or error}")
             return
         for name in names:
-            if self.only is not None and name not in self.only:
+            if name in self._closed or (self.only is not None and name not in self.only):
                 continue
+            final = over(name)
             reader = self._readers.get(name)
             if reader is None:
                 reader = self._readers[name] = JournalReader(self.taskdir.journal(name), self.fingerprint, name)
@@ -135,6 +143,9 @@ class Story:
             except OSError as error:
                 state.error = f"cannot be read: {error.strerror or error}"
             state.offset = reader.offset
+            if final:
+                self._closed.add(name)
+                del self._readers[name]
 
 
 def read_progress(

@@ -10,9 +10,13 @@ not the events (L12), and the common operation (a Droid reports what it was gran
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from eventrange.intervals import IntervalSet, Pair
+import numpy as np
+
+from eventrange.interval_arrays import difference
+from eventrange.intervals import Array, IntervalSet, Pair
 
 
 @dataclass
@@ -26,7 +30,8 @@ class Retry:
 class Ledger:
     """Progress of one task as one Yoda sees it. Positions are on the task's axis.
 
-    Every event of the ledger is in exactly one of: `pending`, `retries`, `quarantined`, done; or granted to one or more Droids.
+    Every event of the ledger is in exactly one of: `pending`, `retries`, `quarantined`, `elsewhere`, done; or granted
+    to one or more Droids.
     """
 
     def __init__(self, total: int = 0) -> None:
@@ -37,18 +42,19 @@ class Ledger:
         self.retries: dict[int, Retry] = {}  #: event -> failed, not granted
         self.attempts: dict[int, Retry] = {}  #: event -> failed before, granted now
         self.quarantined = IntervalSet()
+        self.elsewhere = IntervalSet()  #: left to other allocations, and not known to be done
         # Parts that were granted while another Droid held them. Only these, and reports of Droids that hold something
         # else by now, need a look at all Droids; there are ten thousand of them.
         self._copied = IntervalSet()
 
     @property
     def done(self) -> int:
-        return self.total - self.in_flight - self.pending.total - len(self.retries) - self.quarantined.total
+        return self.total - self.open - self.quarantined.total
 
     @property
     def open(self) -> int:
         """Events that still have to be processed."""
-        return self.in_flight + self.pending.total + len(self.retries)
+        return self.in_flight + self.pending.total + len(self.retries) + self.elsewhere.total
 
     def grant(self, droid: int, start: int, stop: int) -> None:
         """Move [start, stop), which must be pending, to `droid`."""
@@ -95,10 +101,10 @@ class Ledger:
                     other.remove(a, b)
             self._copied.remove(start, stop)
             self.in_flight -= flying.total
-            for a, b in self.pending.overlap(start, stop) + self.quarantined.overlap(start, stop):
-                self.pending.remove(a, b)
-                self.quarantined.remove(a, b)
-                flying.add(a, b)
+            for known in (self.pending, self.quarantined, self.elsewhere):
+                for a, b in known.overlap(start, stop):
+                    known.remove(a, b)
+                    flying.add(a, b)
             for event in [event for event in self.retries if start <= event < stop]:
                 del self.retries[event]
                 flying.add(event, event + 1)
@@ -157,6 +163,55 @@ class Ledger:
         freed = [pair for a, b in list(held or ()) for pair in self.give_back(droid, a, b)]
         self.granted.pop(droid, None)
         return freed
+
+    # -- several allocations -----------------------------------------------------------------------------------------
+
+    def adopt(self, start: int, stop: int, attempts: Mapping[int, int]) -> int:
+        """What was left to others of [start, stop) is ours now; returns how many events. `attempts`: failed ones so
+        far of some events."""
+        found = 0
+        for a, b in self.elsewhere.overlap(start, stop):
+            self.elsewhere.remove(a, b)
+            found += b - a
+            for event in sorted(event for event in attempts if a <= event < b):
+                self.retries[event] = Retry(attempts[event])
+                self.pending.add(a, event)
+                a = event + 1
+            self.pending.add(a, b)
+        return found
+
+    def cede(self, start: int, stop: int) -> int:
+        """Leave [start, stop) to others, but for what is granted. Returns how many events."""
+        found = 0
+        for a, b in self.pending.overlap(start, stop):
+            self.pending.remove(a, b)
+            self.elsewhere.add(a, b)
+            found += b - a
+        for event in [event for event in self.retries if start <= event < stop]:
+            del self.retries[event]
+            self.elsewhere.add(event, event + 1)
+            found += 1
+        return found
+
+    def settle(self, starts: Array, stops: Array) -> int:
+        """The set (starts, stops) is done, whoever did it. Granted events stay so. Returns how many are news."""
+        before = self.open
+        for name in ("elsewhere", "pending"):
+            old: IntervalSet = getattr(self, name)
+            if old and len(starts):
+                left = difference(np.array(old.starts, np.int64), np.array(old.stops, np.int64), starts, stops)
+                setattr(self, name, IntervalSet.from_arrays(*left))
+        if self.retries:
+            done = IntervalSet.from_arrays(starts, stops)
+            for event in [event for event in self.retries if event in done]:
+                del self.retries[event]
+        return before - self.open
+
+    def give_up(self, start: int, stop: int) -> None:
+        """Others have quarantined [start, stop); what of it was left to them is not open any more."""
+        for a, b in self.elsewhere.overlap(start, stop):
+            self.elsewhere.remove(a, b)
+            self.quarantined.add(a, b)
 
     def _pend(self, start: int, stop: int) -> None:
         for event in sorted(event for event in self.attempts if start <= event < stop) if self.attempts else []:

@@ -43,6 +43,8 @@ class Run:
     say: Callable[[str], None] = print
     progress: Callable[[Dispatcher, float], None] = lambda dispatcher, lag: None
     every_tick: list[Callable[[float], list[Instruction]]] = field(default_factory=list)
+    gap: float = 5.0  #: seconds without a turn of the loop after which `on_wake` is called before anything else
+    on_wake: list[Callable[[float], list[Instruction]]] = field(default_factory=list)
 
 
 class MasterShell:
@@ -74,6 +76,10 @@ class MasterShell:
             timeout = min(pause, max(0.0, tick_at - now))
             if poll.poll(timeout * 1000):
                 os.read(self._wake, 4096)
+            now = time.monotonic()
+            if now - last > self.info.gap:
+                for step in self.info.on_wake:
+                    self._do(step(now))
             self._take_signals()
             moved = False
             for _ in range(4096):
@@ -221,6 +227,12 @@ class MasterShell:
             self.info.say(f"draining within {v['grace']:.0f} s: {v['reason']}")
         elif note.name == "quarantined":
             self.info.say(f"event {v['event']} is quarantined after {v['attempts']} attempts")
+        elif note.name == "lost_parts":
+            self.info.say(f"{len(v['parts'])} parts of the axis were taken over by {', '.join(v['to'])}")
+        elif note.name == "claimed" and v.get("from"):
+            self.info.say(f"{v['events']} events are taken over from {', '.join(v['from'])}")
+        elif note.name == "gave":
+            self.info.say(f"{len(v['parts'])} parts of the axis are given to allocations that have nothing to do")
         elif note.name == "evidence":
             last = (v["text"].strip() or "?").splitlines()[-1]
             self.info.say(f"event {v['event']} failed on droid {v['droid']} (attempt {v['attempt'] + 1}): {last}")

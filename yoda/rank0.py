@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from yoda.task import Frozen, open_task
 if TYPE_CHECKING:
     from eventrange.axis import Axis
     from eventrange.journal import JournalWriter
-    from slurm.environment import Allocation
+    from yoda.keeper import Presence
     from yoda.run import Request, Setting
 
 
@@ -95,13 +96,13 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
     try:
         setting = read(request)
         prepared = prepare(setting)
-        with _allocation(prepared, environ) as allocation:
+        with _presence(prepared, environ) as here:
             from mpi4py import MPI as mpi
 
-            code, gone = _yoda(prepared, allocation, mpi, environ, begun)
+            code, gone = _yoda(prepared, here, mpi, environ, begun)
             if not gone:
                 mpi.Finalize()
-            code = after(prepared, code)
+            code = after(prepared, code, here)
     except YodaError as error:
         code = report_error(error)
     except BaseException:
@@ -124,30 +125,43 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
     return 0 if exit_file else code
 
 
-@contextlib.contextmanager
-def _allocation(prepared: Prepared, environ: Mapping[str, str]) -> Iterator[Allocation]:
+def _presence(prepared: Prepared, environ: Mapping[str, str]) -> AbstractContextManager[Presence]:
+    """Read what this allocation is, and be seen by others. Before MPI starts: it may ask Slurm."""
+    from slurm.commands import run_command
     from slurm.environment import read_allocation
+    from yoda.keeper import present
 
-    yield read_allocation(environ, time.time(), socket.gethostname(), os.getpid())
+    allocation = read_allocation(environ, time.time(), socket.gethostname(), os.getpid())
+    taskdir, timeout = prepared.setting.taskdir, prepared.setting.site.lease_timeout
+    return present(taskdir, prepared.frozen.fingerprint, allocation, timeout, run_command)
 
 
 def _yoda(
-    prepared: Prepared, allocation: Allocation, mpi: Any, environ: Mapping[str, str], begun: float
+    prepared: Prepared, here: Presence, mpi: Any, environ: Mapping[str, str], begun: float
 ) -> tuple[int, bool]:
     """Run the master; returns (exit code, whether some rank is dead or stuck so that Finalize would hang)."""
     from droid.transport import Transport, sharing
     from eventrange.journal import JournalWriter
     from slurm.environment import EndTime
     from yoda.dispatcher import Dispatcher, Settings
+    from yoda.keeper import Keeper
+    from yoda.leases import Leases, divide
     from yoda.master import MasterShell, Run, task_message
 
+    allocation = here.allocation
     setting, frozen, axis = prepared.setting, prepared.frozen, prepared.axis
     job, site, taskdir = setting.job, setting.site, setting.taskdir
     say = sayer(taskdir.log(allocation.name, 0))
     transport = Transport(mpi, mpi.COMM_WORLD)
     sharing(mpi, mpi.COMM_WORLD)  # the Droids want to know; it takes all ranks
-    known = read_progress(taskdir, frozen.fingerprint)
+    leases = Leases(
+        allocation.name, divide(axis.cuts.tolist(), axis.total, job.ranges.events or 0), site.lease_timeout
+    )
+    leases.begin(time.monotonic(), here.room)
+    known = here.follower.progress()
     for name, what in known.damage.items():
+        if name in leases.living():
+            continue  # it is being written
         say(f"journal {name} is damaged: {what}; what it hit is processed again")
     for warning in frozen.warnings:
         say(warning)
@@ -157,6 +171,7 @@ def _yoda(
         max_attempts=job.ranges.max_attempts,
         grace=site.grace,
         margin=site.margin,
+        silent=site.silent,
     )
     try:
         os.makedirs(taskdir.journals, exist_ok=True)
@@ -176,6 +191,8 @@ def _yoda(
         mpi=mpi.Get_library_version().split("\n")[0][:80],
     )
     if setting.request.retry_quarantined:
+        here.follower.retry(known.quarantined)
+        leases.learn(time.monotonic(), here.follower.known())
         _take_up(journal, known, say)
     ledger = ledger_of(axis.total, known)
     dispatcher = Dispatcher(ledger, [file.start for file in axis.files], settings, axis.total)
@@ -197,11 +214,25 @@ def _yoda(
         plain_progress(say),
     )
     done = ledger.done
+    keeper = Keeper(leases, here.room, here.heart, ledger)
+    run.gap = min(run.gap, site.lease_timeout / 2)
+    run.on_wake.append(lambda now: keeper.woken(now, dispatcher))
+    run.every_tick.append(lambda now: keeper.tick(now, dispatcher))
+    for step in keeper.first():
+        journal.note(step.name, time=time.time(), **step.values)
+    here.heart.set("working")
     say(
         f"task {frozen.task}: {axis.total} events, {done} done, {ledger.quarantined.total} quarantined, "
         f"{ledger.open} to do; allocation {allocation.name}, {transport.size - 1} Droids"
     )
-    code, reason = MasterShell(transport, dispatcher, journal, run).run()
+    for name in leases.living():
+        say(f"allocation {name} is at work on this task too")
+    keeper.start()
+    try:
+        code, reason = MasterShell(transport, dispatcher, journal, run).run()
+    finally:
+        keeper.stop()
+    here.heart.rest("merging" if code in (OK, BAD_DATA) else "ended")
     ledger = dispatcher.ledger
     say(f"{reason}: {ledger.done} of {ledger.total} events done, {ledger.done - done} of them now")
     alive = all(d.state == "bye" for d in dispatcher.droids.values())
@@ -226,13 +257,30 @@ def _take_up(journal: JournalWriter, known: Progress, say: Callable[[str], None]
     known.quarantined = IntervalSet()
 
 
-def after(prepared: Prepared, code: int) -> int:
-    """What follows a run that completed its task: the merge, if the job asks for it."""
+def after(prepared: Prepared, code: int, here: Presence | None = None) -> int:
+    """What follows a run that completed its task: the merge, if the job asks for it and nobody else is at it."""
+    if code not in (OK, BAD_DATA):
+        return code
+    if here is None:
+        with _presence(prepared, os.environ) as here:
+            return after(prepared, code, here)
+    if not prepared.setting.job.output.merge:
+        here.room.sweep()
+        return code
+    here.heart.rest("merging")
+    with here.room.merging(prepared.setting.site.lease_timeout) as other:
+        if other is not None:
+            print(f"task {prepared.frozen.task} is complete; allocation {other} merges it", flush=True)
+            return code
+        code = _merge(prepared, code)
+    here.room.sweep()
+    return code
+
+
+def _merge(prepared: Prepared, code: int) -> int:
     from yoda.merging import MergeChoices, merge_task
 
     output = prepared.setting.job.output
-    if code not in (OK, BAD_DATA) or not output.merge:
-        return code
     try:
         merged = merge_task(
             prepared.setting.taskdir,

@@ -1,0 +1,253 @@
+"""Shell of the leases: rounds in a thread of their own, since a file server may take its time; what they bring is
+applied to the ledger in Yoda's loop.
+
+    with present(taskdir, fingerprint, allocation, timeout) as here:    before MPI
+        keeper = Keeper(leases, here.room, here.heart, ledger)          everything open is left to others
+        keeper.first()                                                  the first claims, before any Droid asks
+        run.every_tick.append(...keeper.tick)                           from then on
+
+An allocation whose own work is done while living ones hold open parts waits for a while: they may give something away,
+or die. Then it ends with exit code 75: an allocation is not burnt idle.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from eventrange.errors import CannotWrite
+from eventrange.intervals import IntervalSet
+from eventrange.ledger import Ledger
+from eventrange.taskdir import TaskDir
+from slurm.commands import Runner
+from slurm.environment import Allocation
+from yoda.dispatcher import Dispatcher, Instruction, Note
+from yoda.follower import Follower
+from yoda.leasedir import Heart, LeaseDir
+from yoda.leases import HORIZON, Leases, Need, Room, Update
+
+BEATS = 12  #: beats of the heart in a timeout: one or two may come late on a busy file server
+SLOWEST = 5.0  #: seconds between beats, and between looks at the others, at most
+EAGER = 1.0  #: seconds between looks while there is nothing to do
+PATIENCE = 10.0  #: seconds beyond the timeout that an allocation without work waits for some
+
+
+def beat_interval(timeout: float) -> float:
+    """Seconds between beats."""
+    return min(SLOWEST, timeout / BEATS)
+
+
+@dataclass(frozen=True)
+class Presence:
+    """An allocation among the others of its task."""
+
+    allocation: Allocation
+    heart: Heart
+    room: LeaseDir
+    follower: Follower
+
+
+@contextmanager
+def present(
+    taskdir: TaskDir, fingerprint: str, allocation: Allocation, timeout: float, slurm: Runner | None = None
+) -> Iterator[Presence]:
+    """Be seen by the other allocations for as long as the context lasts; then what we held is free.
+
+    `slurm` runs commands, so only before MPI starts: it is asked which of the silent are dead.
+    """
+    heart = Heart(taskdir, allocation.name, allocation.jobid, beat_interval(timeout), timeout)
+    try:
+        follower = Follower(taskdir, fingerprint, allocation.name)
+        room = LeaseDir(taskdir, allocation.name, follower)
+        room.tidy()
+        if slurm is not None:
+            room.ask_slurm(slurm)
+        yield Presence(allocation, heart, room, follower)
+    finally:
+        heart.stop()
+
+
+class Keeper:
+    """Leases of a running allocation. `tick`, `woken` and `first` belong to the thread of the loop."""
+
+    def __init__(self, leases: Leases, room: Room, heart: Heart | None, ledger: Ledger) -> None:
+        self.leases, self.room, self.heart, self.ledger = leases, room, heart, ledger
+        self.held: set[int] = set()  #: parts the ledger has adopted
+        self._timeout = leases.watch.timeout
+        self._need = Need()
+        self._updates: deque[Update | CannotWrite] = deque()
+        self._lock = threading.Lock()
+        self._go, self._ending = threading.Event(), False
+        self._thread: threading.Thread | None = None
+        self._round_at, self._rounds = -np.inf, 0
+        self._asked = False
+        self._others: list[str] = []
+        self._idle_since: float | None = None
+        self._settled = 0
+        self._done = ledger.done
+        ledger.cede(0, ledger.total)
+        self._history: deque[tuple[float, int]] = deque()  # (time, events done here)
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ending = True
+        self._go.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            pause = beat_interval(self._timeout)
+            self._go.wait(min(EAGER, pause) if self._need.working and self._need.pending == 0 else pause)
+            if self._ending:
+                return
+            self._go.clear()
+            self._round()
+
+    def _round(self) -> None:
+        with self._lock:
+            # Until the loop has taken in what the last round brought, it is not known what is needed.
+            need = replace(self._need, working=False) if self._updates else self._need
+            try:
+                self._updates.append(self.leases.round(time.monotonic(), self.room, need))
+            except CannotWrite as error:
+                self._updates.append(error)
+            self._round_at = time.monotonic()
+            self._rounds += 1
+        if self.heart is not None:
+            self.heart.set(wants=self.leases.wants)
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def first(self) -> list[Note]:
+        """The first round, in the caller's thread. Raises CannotWrite if no lease can be made."""
+        self._round()
+        return [step for step in self._apply(None) if isinstance(step, Note)]
+
+    def woken(self, now: float, dispatcher: Dispatcher) -> list[Instruction]:
+        """This process did not run for a while: see what was taken from us before anything is granted."""
+        self._round()
+        return self._apply(dispatcher)
+
+    def tick(self, now: float, dispatcher: Dispatcher) -> list[Instruction]:
+        """Apply what rounds have brought, ask for the next if work runs low, and end if there is none to be had."""
+        if self.heart is not None:
+            self.heart.vouch()
+        out = self._apply(dispatcher)
+        ledger = self.ledger
+        workers = sum(droid.workers for droid in dispatcher.active)
+        working = not dispatcher.draining and dispatcher.exit_code is None
+        self._need = Need(ledger.pending.total + len(ledger.retries), self._rate(now), workers, working)
+        if working and ledger.elsewhere and self._need.pending < self._need.enough:
+            pause = EAGER if self._asked or self._need.pending > self._need.low else 0.0
+            if now - self._round_at >= min(pause, beat_interval(self._timeout)) and not self._updates:
+                self._go.set()
+        return out + self._wait(now, dispatcher, working)
+
+    def _rate(self, now: float) -> float:
+        """Events finished here per second, over about HORIZON."""
+        here = self.ledger.done - self._done - self._settled
+        history = self._history
+        if not history or now - history[-1][0] >= 0.5:
+            history.append((now, here))
+            while len(history) > 2 and now - history[1][0] >= HORIZON:
+                history.popleft()
+        begun, before = history[0]
+        return max(0.0, (here - before) / (now - begun)) if now - begun >= 0.2 else 0.0
+
+    def _wait(self, now: float, dispatcher: Dispatcher, working: bool) -> list[Instruction]:
+        """Nothing to do while others are at work: for how long that is worth it."""
+        ledger = self.ledger
+        idle = working and bool(ledger.elsewhere) and ledger.open == ledger.elsewhere.total
+        if not idle or not dispatcher.active:
+            self._idle_since = None
+            return []
+        if self._idle_since is None:
+            self._idle_since = now
+        if now - self._idle_since < self._timeout + PATIENCE:
+            return []
+        names = ", ".join(self._others[:4]) or "others"
+        reason = f"{ledger.elsewhere.total} events are left, and are being worked on by {names}"
+        return dispatcher.drain(now, reason)
+
+    def _apply(self, dispatcher: Dispatcher | None) -> list[Instruction]:
+        out: list[Instruction] = []
+        while self._updates:
+            update = self._updates.popleft()
+            if isinstance(update, CannotWrite):
+                if dispatcher is None:
+                    raise update
+                self._asked = True
+                if self.ledger.open == self.ledger.elsewhere.total and not dispatcher.draining:
+                    dispatcher.exit_code, dispatcher.failure = update.exit_code, str(update)
+            else:
+                out += self._take(update, dispatcher)
+        return out
+
+    def _take(self, update: Update, dispatcher: Dispatcher | None) -> list[Instruction]:
+        ledger, part = self.ledger, self.leases.part
+        out: list[Instruction] = []
+        attempts = self.leases.known.attempts
+        if update.known is not None:
+            before = ledger.done
+            ledger.settle(*update.known.done)
+            self._settled += ledger.done - before
+            for start, stop in zip(*(array.tolist() for array in update.known.quarantined), strict=True):
+                ledger.give_up(start, stop)
+            if dispatcher is not None and not dispatcher.schema:
+                dispatcher.schema = update.known.schema
+        dropped = [number for number in update.lost if number in self.held]
+        self.held.difference_update(update.lost)
+        self.held.update(update.adopt)
+        adopted = sum(ledger.adopt(*part(number), attempts) for number in update.adopt)
+        self._keep_to_ours()
+        self._asked = not adopted
+        self._others = update.others
+        if dropped:
+            holders = sorted({self.leases.owner[number] for number in dropped})
+            out.append(Note("lost_parts", {"parts": dropped, "to": holders}))
+        taken = sorted(set(update.taken.values())) if adopted else []
+        if adopted:
+            out.append(Note("claimed", {"parts": update.adopt, "events": adopted, "from": taken}))
+        if update.starving and dispatcher is not None:
+            given = self._unbegun(update.starving)
+            if given:
+                self.held.difference_update(given)
+                self._keep_to_ours()
+                self.leases.give(given)
+                self._go.set()
+                out.append(Note("gave", {"parts": given}))
+        return out
+
+    def _keep_to_ours(self) -> None:
+        """What is pending outside our parts is left to others: also what Droids give back later."""
+        ours = IntervalSet(self.leases.part(number) for number in sorted(self.held))
+        for start, stop in ours.gaps(0, self.ledger.total):
+            self.ledger.cede(start, stop)
+
+    def _unbegun(self, starving: int) -> list[int]:
+        """Parts to give away: none of their events is granted or was tried; the share of those that wait."""
+        ledger, edges = self.ledger, self.leases.edges
+        touched: list[Any] = [pair for held in ledger.granted.values() for pair in held]
+        begun: set[int] = set()
+        for start, stop in [*touched, *((event, event + 1) for event in ledger.retries)]:
+            first = int(np.searchsorted(edges, start, "right")) - 1
+            last = int(np.searchsorted(edges, stop, "left"))
+            begun.update(range(first, last))
+        free = [n for n in sorted(self.held - begun) if ledger.pending.overlap(*self.leases.part(n))]
+        count = len(free) * starving // (starving + 1)
+        if not count and free and ledger.in_flight:
+            count = 1
+        return free[len(free) - count :]
