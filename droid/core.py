@@ -1,8 +1,8 @@
 """What a Droid does about everything that happens. Pure: stimulus and time in, instructions out.
 
-The shell (rank.py) owns processes, sockets, segments, MPI and the clock. The core owns three facts: what is in the backlog, what each
-worker has been given and not yet answered, and whether we are draining. Every granted event is in exactly one of backlog,
-a worker's `given`, or reported.
+The shell (rank.py) owns processes, sockets, segments, MPI and the clock. The core owns three facts: what is in the
+backlog, what each worker has been given and not yet answered, and whether we are draining. Every granted event is in
+exactly one of backlog, a worker's `given`, or reported.
 """
 
 from __future__ import annotations
@@ -15,77 +15,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from droid.instructions import Assign, Cut, Discard, Failure, Instruction, Kill, Rows, SetSchema, Sick, Spawn
+from droid.pace import AHEAD_SECONDS, Pace
 from eventrange import records
 from eventrange.errors import BAD_CONFIG
 from eventrange.messages import Range
 from eventrange.records import Code, Kind
-from eventrange.times import add, quantile
+from eventrange.times import add
 
-AHEAD_SECONDS = 0.1  #: a worker with less work than this is given more before it is done
 BATCH_RANGES = 512  #: ranges in one message to a worker at most
-GROWTH = 8  #: a range is at most this much longer than the measured time per event has earned so far
 START_FAILURES = 3  #: workers in a row that die before they are ready: this node cannot do it
-FIRST_LIMIT = 12 * 3600.0  #: seconds an event may take while nothing is measured yet
-LIMIT_FLOOR = 60.0  #: seconds any event may take under `timeout: auto`
-LIMIT_FACTOR = 10.0  #: and this many times the 99 % quantile
-LIMIT_EVENTS = 50  #: events measured before the quantile is believed
-RETRY_LIMIT_FACTOR = 4.0  #: an event that was too slow gets this much more at its next attempt: slow is not wrong (L5)
+BARREN = 8  #: workers per core that die on no event, with nothing done in between: nor can it here
 GAP = 2.0  #: seconds between two ticks that count at most: a suspended job has not hung
+DRAIN_KILL, COMMIT_SECONDS = 0.5, 3.0  #: events run on for half the grace at least, and until this long before its end
 
-
-@dataclass(frozen=True)
-class Spawn:
-    worker: int
-
-
-@dataclass(frozen=True)
-class Assign:
-    worker: int
-    ranges: list[Range]
-
-
-@dataclass(frozen=True)
-class Cut:
-    worker: int
-
-
-@dataclass(frozen=True)
-class Kill:
-    worker: int
-    why: str
-
-
-@dataclass(frozen=True)
-class SetSchema:
-    schema: str
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Records to report as they are: nothing has to be durable first."""
-
-    rows: NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An event failed in a way the worker could not report itself."""
-
-    event: int
-    attempt: int
-    worker: int
-    code: Code
-    text: str
-    wall: float
-
-
-@dataclass(frozen=True)
-class Sick:
-    reason: str
-    exit_code: int
-
-
-Instruction = Spawn | Assign | Cut | Kill | SetSchema | Rows | Failure | Sick
+__all__ = [
+    *("Assign", "Cut", "Discard", "Failure", "Instruction", "Kill", "Rows", "SetSchema", "Sick", "Spawn"),
+    *("DroidCore", "Worker", "returned"),
+]
 
 
 @dataclass
@@ -97,6 +44,7 @@ class Worker:
     events: int = 0  #: in `given`
     cut: str = ""  #: "" | "local" | "yoda" | "drain": where what it returns should go
     killed: str = ""  #: "" | "timeout" | "revoked" | "drain": why we killed it
+    victim: int = -1  #: the event it was killed for
     watched: tuple[int, float] = (-1, 0.0)  #: event, seconds seen on it
 
     @property
@@ -105,6 +53,7 @@ class Worker:
 
 
 def returned(ranges: list[Range], code: Code, wall: float = 0.0) -> NDArray[Any]:
+    """RETURNED records of `ranges`; `wall` seconds of work are lost with them."""
     rows = records.new(len(ranges), kind=Kind.RETURNED, code=code)
     for row, (start, stop, attempt) in zip(rows, ranges, strict=True):
         row["start"], row["stop"], row["attempt"] = start, stop, attempt
@@ -119,7 +68,7 @@ class DroidCore:
     def __init__(self, workers: int, timeout: float | None = None) -> None:
         self.workers = [Worker() for _ in range(workers)]
         self.backlog: deque[Range] = deque()
-        self.timeout = timeout
+        self.pace = Pace(workers, timeout)
         self.size = 0  #: > 0: fixed events per range
         self.range_seconds = 1.0
         self.remaining = 1  #: events pending at Yoda when it last wrote; 0 means this is the tail
@@ -127,27 +76,35 @@ class DroidCore:
         self.draining = False
         self.stopped = False
         self.reclaim = 0  #: events Yoda wants back and has not got yet
-        self.times: dict[int, int] = {}  #: event times, bin -> events
-        self._wall = self._events = 0.0  # measured lately: seconds, events
-        self._earned = 1.0  # events per range that measuring allows so far
         self._asked: float | None = None  # when we asked Yoda for more, if it has not answered
         self._waiting = False  # Yoda has answered that there is nothing now
-        self._round_trip = 0.005
-        self._start_failures = 0
+        self._start_failures = self._barren = 0
         self._kill_at = math.inf
         self._last_tick: float | None = None
 
     # -- what it knows -----------------------------------------------------------------------------------------------
 
     @property
+    def times(self) -> dict[int, int]:
+        return self.pace.times
+
+    @property
     def seconds_per_event(self) -> float:
-        """Measured wall seconds of one worker per event, recent ones weighing more; 0 while unknown."""
-        return self._wall / self._events if self._events else 0.0
+        return self.pace.seconds_per_event
+
+    def limit(self, attempt: int) -> float:
+        """Seconds one event may be worked on."""
+        return self.pace.limit(attempt)
+
+    @property
+    def waiting_events(self) -> int:
+        """Events in the backlog."""
+        return sum(stop - start for start, stop, _ in self.backlog)
 
     @property
     def held(self) -> int:
         """Events in backlog and workers."""
-        return sum(stop - start for start, stop, _ in self.backlog) + sum(w.events for w in self.workers)
+        return self.waiting_events + sum(w.events for w in self.workers)
 
     @property
     def busy(self) -> int:
@@ -163,39 +120,15 @@ class DroidCore:
         """Whether an answer is expected now (not: whenever Yoda has something)."""
         return self._asked is not None and not self._waiting
 
-    def limit(self, attempt: int) -> float:
-        """Seconds one event may be worked on."""
-        if self.timeout is not None:
-            base = self.timeout
-        else:
-            total = sum(self.times.values())
-            base = FIRST_LIMIT
-            if total >= LIMIT_EVENTS:
-                base = max(LIMIT_FLOOR, LIMIT_FACTOR * quantile(self.times, 0.99))
-        return base * RETRY_LIMIT_FACTOR ** min(attempt, 8) if self.timeout is None else base
-
     def want(self, now: float) -> int:
-        """Events to ask Yoda for now; 0 if there is enough or the last request is not answered yet.
-
-        There must be work for a round trip (several, to be safe) beyond what the workers hold, and a range for each.
-        """
+        """Events to ask Yoda for now; 0 if there is enough or the last request is not answered yet."""
         if self._asked is not None or self.draining or self.stopped:
             return 0
         ready = sum(1 for w in self.workers if w.state == "ready")
         if not ready:
             return 0
-        backlog = sum(stop - start for start, stop, _ in self.backlog)
-        spe = self.seconds_per_event
-        if not spe:
-            low, high = ready, 2 * ready
-        else:
-            low = math.ceil(ready * max(4 * self._round_trip, AHEAD_SECONDS) / spe)
-            high = low + max(1, math.ceil(ready * min(self.range_seconds, 2.0) / spe))
-            low, high = min(low, 1 << 20), min(high, 1 << 21)
-            grown = max(2 * ready, int(4 * self._events))  # what has been measured earns the right to ask for more
-            low, high = min(low, grown), min(high, grown)
-            if self.size:
-                low, high = max(low, self.size), max(high, 2 * self.size)
+        backlog = self.waiting_events
+        low, high = self.pace.marks(ready, self.range_seconds, self.size)
         if backlog >= low and backlog:
             return 0
         self._asked = now
@@ -212,20 +145,23 @@ class DroidCore:
         """Yoda answered. An empty grant is an answer too: nothing is pending now."""
         out: list[Instruction] = []
         if self._asked is not None and not self._waiting:
-            self._round_trip += 0.2 * (min(now - self._asked, 10.0) - self._round_trip)
-        self._waiting = (
-            self._asked is not None and not ranges
-        )  # Yoda knows what we want and will write when there is some
+            self.pace.answered(now - self._asked)
+        # Yoda knows what we want and will write when there is some.
+        self._waiting = self._asked is not None and not ranges
         if not self._waiting:
             self._asked = None
         self.size, self.range_seconds, self.remaining = size, range_seconds, remaining
         if schema and schema != self.schema:
+            if self.schema:  # another Droid was first
+                out.append(Discard())
             self.schema = schema
             out.append(SetSchema(schema))
         if self.draining or self.stopped:
             if ranges:
                 out.append(Rows(returned(ranges, Code.DRAINED)))
             return out
+        if ranges:
+            self.reclaim = 0  # who gives does not want back
         self.backlog.extend(ranges)
         return out + self._assign()
 
@@ -251,28 +187,31 @@ class DroidCore:
             # now knowing them, and will pin the difference on an event.
             wrong = done & (rows["size"] > 0)
             if self.draining:
-                rows["kind"][wrong] = Kind.RETURNED
+                rows["kind"][wrong], rows["size"][wrong] = Kind.RETURNED, 0
             else:
                 keep &= ~wrong
                 self.backlog.extendleft(_ranges(rows[wrong])[::-1])
             done &= ~wrong
             out.append(SetSchema(self.schema))
-        covered = int((rows["stop"] - rows["start"]).sum())
-        self._answered(w, covered)
+        self._answered(w, int((rows["stop"] - rows["start"]).sum()))
         back = kinds == Kind.RETURNED
         if back.any():
-            if w.cut == "local" and not self.draining:
-                self.backlog.extendleft(_ranges(rows[back])[::-1])
-                keep &= ~back
-            elif w.cut == "yoda":
+            if w.cut == "yoda":
                 rows["code"][back] = Code.REVOKED
                 self.reclaim = max(0, self.reclaim - int((rows["stop"] - rows["start"])[back].sum()))
+            elif not self.draining:  # also from a worker that had finished before it saw that it was to be cut
+                self.backlog.extendleft(_ranges(rows[back])[::-1])
+                keep &= ~back
             w.cut = ""
         if not w.given:
             w.cut = ""
+        elif self.draining and not w.cut:  # it cut one range short; it is to start no other
+            w.cut = "drain"
+            out.append(Cut(worker))
         finished = rows[done]
         if len(finished):
-            self._measure(float(finished["wall"].sum()), int((finished["stop"] - finished["start"]).sum()))
+            self._barren = 0
+            self.pace.measure(float(finished["wall"].sum()), int((finished["stop"] - finished["start"]).sum()))
         add(self.times, times)
         return keep, out + self._assign()
 
@@ -281,40 +220,39 @@ class DroidCore:
     ) -> list[Instruction]:
         """A worker process ended. `event`, `count` are what its slot says it was on (-1: nothing).
 
-        The event is to blame unless we killed the worker for our own reasons, or it was on a group of events: then each is
-        tried alone. Everything else it had is done by others.
+        The event is to blame unless we killed the worker for other reasons, or it was on a group of events: then each
+        is tried alone. Everything else it had is done by others.
         """
         w = self.workers[worker]
         was_ready = w.state == "ready"
-        w.state = "gone"
-        out: list[Instruction] = []
-        given, w.given, w.events = list(w.given), deque(), 0
-        killed, w.killed, w.cut = w.killed, "", ""
+        given, killed, victim = list(w.given), w.killed, w.victim
         wall = w.watched[1] if w.watched[0] == event else 0.0
-        w.watched = (-1, 0.0)
+        self.workers[worker] = Worker(state="gone")
+        # One that was killed for an event and got on to the next before it died: nothing is known against the next.
+        # The end of an allocation, or of a sick Droid, is no failure either (L9).
+        blame = blame and not self.draining and not self.stopped
+        blame = blame and (not killed or (killed == "timeout" and victim == event))
         rest: list[Range] = []
+        out: list[Instruction] = []
+        found = False
         for start, stop, attempt in given:
-            if not (blame and killed in ("", "timeout") and start <= event < stop):
+            if not (blame and start <= event < stop):
                 rest.append((start, stop, attempt))
-            elif count > 1:
+                continue
+            found = True
+            if count > 1:
                 rest += [(e, e + 1, attempt) for e in range(start, stop)]
-            elif self.draining:
-                rest.append((start, stop, attempt))  # whatever it died of, the end of an allocation is no failure (L9)
             else:
                 rest += [r for r in ((start, event, attempt), (event + 1, stop, attempt)) if r[0] < r[1]]
-                why = Code.TIMEOUT if killed == "timeout" else code
-                out.append(Failure(event, attempt, worker, why, how, wall))
+                out.append(Failure(event, attempt, worker, Code.TIMEOUT if killed else code, how, wall))
         if self.draining or self.stopped:
-            if rest:
-                out.append(Rows(returned(rest, Code.DRAINED, wall)))
-            return out
+            return [Rows(returned(rest, Code.DRAINED, wall))] if rest else []
         self.backlog.extendleft(reversed(rest))
-        if not was_ready and not killed:
-            self._start_failures += 1
-            if self._start_failures >= START_FAILURES:
-                out.append(Sick(f"{self._start_failures} workers in a row ended before they were ready: {how}", BAD_CONFIG))
-                return out
-        w.state = "starting"
+        sick = self._hopeless(was_ready, bool(killed) or found or not blame, how)
+        if sick is not None:
+            self.stopped = True
+            return [*out, sick]
+        self.workers[worker].state = "starting"
         return [*out, Spawn(worker), *self._assign()]
 
     def zygote_restarted(self) -> list[Instruction]:
@@ -326,9 +264,9 @@ class DroidCore:
         return out
 
     def tick(self, now: float, slots: NDArray[Any], stopped: frozenset[int] = frozenset()) -> list[Instruction]:
-        """Time passed. `slots` is the workers' table; `stopped` are workers the kernel says are not running (SIGSTOP)."""
+        """Time passed. `slots` is the workers' table; `stopped` are workers the kernel does not let run (SIGSTOP)."""
         out: list[Instruction] = []
-        step = min(now - self._last_tick, GAP) if self._last_tick is not None else 0.0
+        step = min(max(0.0, now - self._last_tick), GAP) if self._last_tick is not None else 0.0
         self._last_tick = now
         for index, w in enumerate(self.workers):
             event = int(slots["event"][index])
@@ -340,7 +278,7 @@ class DroidCore:
             if not w.killed and not self.draining:
                 attempt = next((a for start, stop, a in w.given if start <= event < stop), 0)
                 if seconds > self.limit(attempt) * max(1, int(slots["count"][index])):
-                    w.killed = "timeout"
+                    w.killed, w.victim = "timeout", event
                     out.append(Kill(index, f"event {event} exceeded its limit of {self.limit(attempt):.0f} s"))
         if self.draining and now >= self._kill_at:
             for index, w in enumerate(self.workers):
@@ -350,8 +288,8 @@ class DroidCore:
         return out + self._balance(slots)
 
     def drain(self, now: float, grace: float) -> list[Instruction]:
-        """Start nothing new; finish the events at hand; give back the rest. Kills what is not done in time to commit."""
-        self._kill_at = min(self._kill_at, now + max(0.5 * grace, grace - 3.0))
+        """Start nothing new, finish the events at hand, give back the rest. Kills what is not done in time."""
+        self._kill_at = min(self._kill_at, now + max(DRAIN_KILL * grace, grace - COMMIT_SECONDS))
         if self.draining:
             return []
         self.draining = True
@@ -364,7 +302,7 @@ class DroidCore:
         return out
 
     def revoked(self, ranges: list[Range]) -> list[Instruction]:
-        """Others have made `ranges` durable: drop them here. A worker with nothing else to do is killed, which frees it."""
+        """Others have made `ranges` durable: drop them. A worker with nothing else to do is killed, which frees it."""
         out: list[Instruction] = []
         for start, stop, _ in ranges:
             kept: deque[Range] = deque()
@@ -379,11 +317,13 @@ class DroidCore:
         return out
 
     def reclaimed(self, events: int, slots: NDArray[Any]) -> list[Instruction]:
-        """Yoda has idle Droids: give back up to `events` from the end of the backlog, else the rest of the longest range."""
+        """Yoda has idle Droids: give back `events` from the end of the backlog, else the rest of the longest range."""
         back: list[Range] = []
         while self.backlog and events > 0:
             start, stop, attempt = self.backlog.pop()
             cut = max(start, stop - events)
+            if self.size:  # whole ranges only: rather one too many
+                cut = start + (cut - start) // self.size * self.size
             if cut > start:
                 self.backlog.append((start, cut, attempt))
             back.append((cut, stop, attempt))
@@ -394,6 +334,19 @@ class DroidCore:
         return self._balance(slots)
 
     # -- inner workings ----------------------------------------------------------------------------------------------
+
+    def _hopeless(self, was_ready: bool, explained: bool, how: str) -> Sick | None:
+        """Workers that die and nobody knows why: after some of them, nothing can be done on this node."""
+        if not was_ready:
+            self._start_failures += 1
+            if self._start_failures >= START_FAILURES:
+                text = f"{self._start_failures} workers in a row ended before they were ready: {how}"
+                return Sick(text, BAD_CONFIG)
+        elif not explained:
+            self._barren += 1
+            if self._barren >= BARREN * len(self.workers):
+                return Sick(f"{self._barren} workers ended while on no event, and nothing was done: {how}", BAD_CONFIG)
+        return None
 
     def _answered(self, w: Worker, covered: int) -> None:
         """The first `covered` events of what `w` was given are answered."""
@@ -406,23 +359,6 @@ class DroidCore:
                 w.given[0] = (start + covered, stop, attempt)
                 covered = 0
         w.events = sum(stop - start for start, stop, _ in w.given)
-
-    def _measure(self, wall: float, events: int) -> None:
-        decay = 0.5 ** (events / (64.0 * max(1, len(self.workers)) + self._events))
-        self._wall = self._wall * decay + wall
-        self._events = self._events * decay + events
-        self._earned = max(self._earned, min(GROWTH * events, 1 << 24))
-
-    def _range_events(self) -> int:
-        """Events in the next range."""
-        if self.size:
-            return self.size
-        spe = self.seconds_per_event
-        count = 1.0 if not spe else min(self.range_seconds / spe, self._earned)
-        if self.remaining == 0:
-            backlog = sum(stop - start for start, stop, _ in self.backlog)
-            count = min(count, math.ceil(backlog / (2 * len(self.workers))))
-        return max(1, int(count))
 
     def _assign(self) -> list[Instruction]:
         """Give work to workers that have none, or nearly none, fairest first."""
@@ -450,12 +386,14 @@ class DroidCore:
 
     def _take(self, spe: float) -> list[Range]:
         """The next ranges off the backlog for one worker: one, or as many tiny ones as make a message worth while."""
-        count = self._range_events()
-        ranges: list[Range] = []
+        count = self.size or self.pace.range_events(self.range_seconds)
         budget = AHEAD_SECONDS / spe if spe else 0.0
         if self.remaining == 0 or len(self.backlog) < 2 * len(self.workers):
-            share = sum(stop - start for start, stop, _ in self.backlog) / (2 * len(self.workers))
+            share = self.waiting_events / (2 * len(self.workers))
             budget = min(budget, share)
+            if self.remaining == 0 and not self.size:
+                count = min(count, math.ceil(share))
+        ranges: list[Range] = []
         while self.backlog and len(ranges) < BATCH_RANGES:
             start, stop, attempt = self.backlog[0]
             cut = min(stop, start + count)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from droid import core, wire
 from droid.crew import Crew, signal_name
 from droid.slots import Slots
-from droid.store import Choices, Store
+from droid.store import Choices, Store, void
 from droid.transport import Transport
 from eventrange import messages, records
 from eventrange.durable import FILES, Files
@@ -293,6 +293,11 @@ class DroidShell:
                 self.log(f"worker {step.worker} is killed: {step.why}")
             elif isinstance(step, core.SetSchema):
                 self.crew.send_all(wire.frame(wire.SCHEMA, step.schema.encode()))
+            elif isinstance(step, core.Discard):
+                for rows in self.out:
+                    void(rows, Code.FIELDS)
+                if self.store is not None:
+                    self.store.discard()
             elif isinstance(step, core.Rows):
                 self.out.append(step.rows)
             elif isinstance(step, core.Failure):

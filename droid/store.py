@@ -1,7 +1,7 @@
 """A Droid's images on their way to disk: the open segment and the group commit.
 
-Rows come in with their images; they come out, in `ready`, when what they say is true: the images are on disk, or the row has
-none. One sync at a time runs in the Syncer's thread while the next group gathers (L1).
+Rows come in with their images; they come out, in `ready`, when what they say is true: the images are on disk, or the
+row has none. One sync at a time runs in the Syncer's thread while the next group gathers (L1).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ class Store:
         self._unsynced: list[NDArray[Any]] = []
         self._since = 0.0
         self._bytes = 0
-        self._syncing = 0
+        self._syncing: deque[NDArray[Any]] = deque()  # asked of the Syncer, in order
         self._errors = 0
         self._syncer = Syncer(wake)
 
@@ -70,7 +71,8 @@ class Store:
         return not self._unsynced and not self._syncing
 
     def add(self, rows: NDArray[Any], images: memoryview, keep: NDArray[np.bool_], now: float) -> None:
-        """Take rows, RECORD (n,), and the images of those with a size, one after another. Rows not in `keep` are dropped.
+        """Take rows, RECORD (n,), and the images of those with a size, one after another. Rows not in `keep` are
+        dropped.
 
         If an image cannot be written its range is returned instead, and so are all that wait for the same segment.
         """
@@ -109,7 +111,7 @@ class Store:
     def pump(self, now: float, busy: bool) -> None:
         """Collect finished syncs and ask for the next when it is due."""
         for rows, error in self._syncer.done():
-            self._syncing -= 1
+            self._syncing.popleft()
             if error is not None:
                 # What an fsync refused is not on disk, whatever a later one says: those events are open again.
                 self._undo(rows, rows["size"] > 0)
@@ -117,6 +119,11 @@ class Store:
             self.ready.append(rows)
         if self.due(now, busy) <= 0 and self._segment is not None:
             self._request(self._segment.file)
+
+    def discard(self) -> None:
+        """The images of all rows that are not handed out yet are of no use: return their ranges."""
+        for rows in (*self._unsynced, *self._syncing, *self.ready):
+            void(rows, Code.FIELDS)
 
     def seal(self) -> None:
         """Finish the open segment, waiting for what is not yet on disk."""
@@ -177,14 +184,14 @@ class Store:
 
     def _request(self, file: DurableFile) -> None:
         rows, self._unsynced, self._bytes = np.concatenate(self._unsynced), [], 0
-        self._syncing += 1
+        self._syncing.append(rows)
         self._syncer.request(rows, file)
 
     def _undo(self, rows: NDArray[Any], which: NDArray[np.bool_]) -> None:
         rows["kind"][which], rows["size"][which], rows["code"][which] = Kind.RETURNED, 0, Code.STORAGE
 
     def _give_up(self, error: CannotWrite) -> None:
-        """A segment that failed is never written again. No room is final; after anything else a new one is tried, once."""
+        """A segment that failed is never written again. No room is final; else a new one is tried, once."""
         if self._segment is not None:
             self._segment.close()
             self._segment = None
@@ -196,3 +203,9 @@ class Store:
         cause = error.__cause__
         if self._errors > 1 or (isinstance(cause, OSError) and cause.errno in _FINAL):
             self.trouble = self.trouble or error
+
+
+def void(rows: NDArray[Any], code: Code) -> None:
+    """Turn the rows that have an image into RETURNED ones, in place."""
+    which = (rows["kind"] == Kind.DONE) & (rows["size"] > 0)
+    rows["kind"][which], rows["size"][which], rows["code"][which] = Kind.RETURNED, 0, code

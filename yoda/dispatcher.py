@@ -1,9 +1,13 @@
 """Whom to give what, when to stop, whom to doubt. Pure: stimulus and time in, instructions out.
 
-The policy in one paragraph. Each Droid has a cursor on the axis and is granted contiguous pieces from there, as much as it asks for
-but never more than its fair share of half of what is left. Events that failed are granted alone, to another Droid where there
-is one. When nothing is pending, Droids with a backlog are asked to give some back to those that are idle; when there is no
-backlog either, idle Droids get copies of the events that have been running longest, and the first to finish wins (L2).
+The policy in one paragraph. Each Droid has a cursor on the axis and is granted contiguous pieces from there, as much as
+it asks for but never more than its fair share of half of what is left. Events that failed are granted alone, to another
+Droid where there is one. A Droid whose failures others cannot repeat is doubted: it drains, and its failures are
+forgiven. When nothing is pending, what is left moves from the loaded to the idle (tail.py). A Droid that was believed
+lost and comes back keeps what nobody else has taken up.
+
+A report costs what is in it and who can be served because of it, not the number of Droids: Droids that have been told
+that there is nothing are not looked at until there is something.
 """
 
 from __future__ import annotations
@@ -11,7 +15,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,16 +24,21 @@ from numpy.typing import NDArray
 
 from eventrange import messages, records
 from eventrange.errors import BAD_DATA, OK, RUN_AGAIN
+from eventrange.intervals import IntervalSet, Pair
 from eventrange.ledger import Ledger
 from eventrange.messages import Message, Range
 from eventrange.records import Code, Kind
 from eventrange.times import add, quantile
+from yoda import tail
+from yoda.droids import RECENT, Droid, spread
 
 SILENT = 60.0  #: seconds without a word after which a Droid is believed lost
+LISTEN = 1.0  #: seconds between looks at who is silent
 WORKERS_PER_SECOND = 4000.0  #: ranges a second this Yoda wants to see at most; ranges get longer beyond
-COPY_FACTOR = 2.0  #: an event is copied when it has run this many times the 90 % quantile
-DOUBT_EVENTS = 8  #: failed events on one Droid, most of its last ones, while others do well: doubt it
 MARGIN_FLOOR = 5.0  #: seconds before a deadline in which nothing new is started, at least
+GRANT_RANGES = 1024  #: in one grant at most
+RETRIES = 1024  #: failed events looked at in one go at most
+DRAIN_SHARE = 0.8  #: of the grace is for the Droids, the rest for our journal
 
 
 @dataclass(frozen=True)
@@ -67,26 +77,6 @@ class Settings:
     silent: float = SILENT
 
 
-@dataclass
-class Droid:
-    """One Droid as Yoda knows it."""
-
-    rank: int
-    host: str
-    workers: int
-    cursor: int
-    state: str = "active"  #: active, doubted, sick, bye, lost
-    want: int = 0
-    told_empty: bool = False
-    backlog: int = 0
-    busy: int = 0
-    seconds_per_event: float = 0.0
-    running: list[tuple[int, float]] = field(default_factory=list)
-    heard: float = 0.0
-    asked_back: float = -math.inf
-    recent: list[bool] = field(default_factory=list)  #: outcome of its last events, True is failed
-
-
 class Dispatcher:
     """State machine of Yoda. `cuts` are the first positions of all files, sorted, beginning with 0."""
 
@@ -101,6 +91,11 @@ class Dispatcher:
         self.deadline: float | None = None
         self.exit_code: int | None = None  #: set when no Droid can work any more
         self.failure = ""  #: and why
+        # Active Droids that want something: not answered yet, and those that know that there is nothing.
+        self._asking: dict[int, Droid] = {}
+        self._idle: dict[int, Droid] = {}
+        self._active = self._workers = 0  # active Droids, and theirs
+        self._tail_at = self._listen_at = -math.inf
 
     # -- what it knows -----------------------------------------------------------------------------------------------
 
@@ -115,7 +110,12 @@ class Dispatcher:
     @property
     def at_work(self) -> list[Droid]:
         """Droids that may still report something."""
-        return [d for d in self.droids.values() if d.state in ("active", "doubted", "sick")]
+        return [d for d in self.droids.values() if d.state in ("active", "doubted")]
+
+    @property
+    def drained(self) -> bool:
+        """Draining, and every Droid that could has said Bye."""
+        return bool(self.draining) and not self.at_work
 
     def result(self) -> tuple[int, str]:
         """(exit code, reason) if the run ended now."""
@@ -137,27 +137,22 @@ class Dispatcher:
 
     def hello(self, now: float, rank: int, host: str, workers: int) -> list[Instruction]:
         """A Droid is there. Cursors are spread so that each works its own part of the axis."""
-        order = _spread(len(self.droids))
-        position = int(order * self.total)
+        position = int(spread(len(self.droids)) * self.total)
         cursor = self.cuts[bisect_right(self.cuts, position) - 1] if len(self.cuts) > len(self.droids) else position
         if self.settings.size:  # keep to the grid of ranges, so that they have the same names everywhere
             base = self.cuts[bisect_right(self.cuts, cursor) - 1]
             cursor = base + (cursor - base) // self.settings.size * self.settings.size
-        self.droids[rank] = Droid(rank, host, workers, cursor, heard=now)
-        if self.draining:
-            return [Send(rank, messages.Drain(self.settings.grace, self.draining))]
-        return []
+        droid = self.droids[rank] = Droid(rank, host, workers, cursor, state="new", heard=now)
+        if not self._active:
+            self.exit_code, self.failure = None, ""  # those before it could do nothing; perhaps it can
+        self._state(droid, "active")
+        return self._drain_late(now, droid)
 
     def report(self, now: float, rank: int, report: messages.Report, rows: NDArray[Any]) -> list[Instruction]:
         """A Droid reports. `rows` are its records, already stamped with its rank."""
         droid = self.droids[rank]
         out: list[Instruction] = []
         droid.heard = now
-        if droid.state == "lost":
-            droid.state = "active"
-            out.append(Note("back", {"droid": rank, "host": droid.host}))
-            if self.draining:
-                out.append(Send(rank, messages.Drain(self.settings.grace, self.draining)))
         droid.backlog, droid.busy = report.backlog, report.busy
         droid.seconds_per_event, droid.running = report.seconds_per_event, report.running
         add(self.times, report.times)
@@ -168,6 +163,7 @@ class Dispatcher:
                 bad = (rows["kind"] == Kind.DONE) & (rows["size"] > 0)
                 rows["kind"][bad], rows["code"][bad] = Kind.RETURNED, Code.FIELDS
                 rows["size"][bad] = 0
+                out.append(Send(rank, self._grant([])))  # tells it the fields
             else:
                 self.schema = report.schema
                 out.append(Note("schema", {"schema": report.schema}))
@@ -177,135 +173,132 @@ class Dispatcher:
         for evidence in report.evidence:
             values = {name: getattr(evidence, name) for name in evidence.__struct_fields__}
             out.append(Note("evidence", {**values, "droid": rank, "host": droid.host}))
+        if droid.state == "lost":
+            out += self._back(now, droid, rows)
         if report.want:
             droid.want, droid.told_empty = report.want, False
+            self._wait(droid)
         return out + self._serve(now)
 
     def sick(self, now: float, rank: int, reason: str, exit_code: int) -> list[Instruction]:
-        """A Droid can do nothing where it is. Its grants go to the others."""
+        """A Droid can do nothing where it is, and will not say another word. Its grants go to the others."""
         droid = self.droids[rank]
-        droid.state = "sick"
-        self.failure = reason
         out: list[Instruction] = [Note("left", {"droid": rank, "host": droid.host, "reason": f"sick: {reason}"})]
+        self._state(droid, "sick")
         out += self._take_back(droid, Code.DROID_LOST)
-        if not self.active:
-            self.exit_code = exit_code
+        if not self._active:
+            self.exit_code, self.failure = exit_code, reason
         return out + self._serve(now)
 
     def bye(self, now: float, rank: int, reason: str) -> list[Instruction]:
         droid = self.droids[rank]
-        droid.state = "bye"
+        self._state(droid, "bye")
         out: list[Instruction] = [Note("left", {"droid": rank, "host": droid.host, "reason": reason})]
-        return out + self._take_back(droid, Code.DRAINED)
+        return out + self._take_back(droid, Code.DRAINED) + self._serve(now)
 
     def lost(self, now: float, rank: int, reason: str) -> list[Instruction]:
         """A Droid is dead, or silent for so long that others should do its work."""
         droid = self.droids.get(rank)
-        if droid is None or droid.state in ("lost", "bye"):
+        if droid is None or droid.state in ("lost", "bye", "sick"):
             return []
-        droid.state = "lost"
+        droid.before = droid.state
+        self._state(droid, "lost")
+        held = self.ledger.granted.get(rank)
+        for start, stop in held or ():
+            droid.had.add(start, stop)
         out: list[Instruction] = [Note("left", {"droid": rank, "host": droid.host, "reason": f"lost: {reason}"})]
         out += self._take_back(droid, Code.DROID_LOST, sum(seconds for _, seconds in droid.running))
-        if not self.active and not self.draining:
+        if not self._active and not self.draining:
             self.exit_code, self.failure = RUN_AGAIN, f"no Droid is left; the last one was lost: {reason}"
         return out + self._serve(now)
 
     def drain(self, now: float, reason: str, grace: float | None = None) -> list[Instruction]:
         """Stop in good order within `grace` seconds. A second call can only shorten it."""
-        grace = self.settings.grace if grace is None else grace
+        grace = max(0.0, self.settings.grace if grace is None else grace)
         if self.draining and now + grace >= self.drain_ends:
             return []
         self.draining = self.draining or reason
         self.drain_ends = now + grace
         out: list[Instruction] = [Note("drain", {"reason": reason, "grace": grace, "deadline": self.deadline})]
-        for droid in self.droids.values():
-            if droid.state in ("active", "doubted"):
-                out.append(Send(droid.rank, messages.Drain(0.8 * grace, reason)))
-        return out
+        return out + [Send(d.rank, messages.Drain(DRAIN_SHARE * grace, reason)) for d in self.at_work]
 
     def finish(self, now: float, grace: float) -> list[Instruction]:
-        """Everything is done: have the Droids seal and say Bye."""
+        """Everything is done: have the Droids drop what they repeat, seal and say Bye."""
         self.draining, self.drain_ends = "complete", now + grace
-        return [Send(d.rank, messages.Drain(grace, "complete")) for d in self.at_work if d.state != "sick"]
+        everything = messages.Revoke(messages.pack_ranges([(0, self.total, 0)]))
+        out: list[Instruction] = []
+        for droid in self.at_work:
+            out += [Send(droid.rank, everything), Send(droid.rank, messages.Drain(DRAIN_SHARE * grace, "complete"))]
+        return out
 
     def tick(self, now: float, suspended: float = 0.0) -> list[Instruction]:
         """Time passed; for `suspended` seconds of it this process itself did not run, so silence then means nothing."""
         out: list[Instruction] = []
-        for droid in self.at_work:
-            droid.heard += suspended
-            if now - droid.heard > self.settings.silent:
-                out += self.lost(now, droid.rank, f"no word for {now - droid.heard:.0f} s")
+        if suspended > 0:
+            for droid in self.droids.values():
+                droid.heard = min(now, droid.heard + suspended)
+        if now >= self._listen_at or suspended > 0:
+            self._listen_at = now + LISTEN
+            for droid in self.at_work:
+                if now - droid.heard > self.settings.silent:
+                    out += self.lost(now, droid.rank, f"no word for {now - droid.heard:.0f} s")
         if self.deadline is not None and not self.draining and now >= self.deadline - self.margin():
             left = max(0.0, self.deadline - now)
             out += self.drain(now, f"deadline in {left:.0f} s", 0.9 * left)
         return out + self._serve(now)
 
-    @property
-    def drained(self) -> bool:
-        """Draining, and every Droid that could has said Bye."""
-        return bool(self.draining) and not self.at_work
+    # -- Droids that come and go -------------------------------------------------------------------------------------
 
-    # -- inner workings ----------------------------------------------------------------------------------------------
+    def _state(self, droid: Droid, state: str) -> None:
+        for value, sign in ((droid.state, -1), (state, 1)):
+            if value == "active":
+                self._active += sign
+                self._workers += sign * droid.workers
+        droid.state = state
+        self._asking.pop(droid.rank, None)
+        self._idle.pop(droid.rank, None)
 
-    def _rows(self, now: float, droid: Droid, rows: NDArray[Any]) -> list[Instruction]:
-        """Take a Droid's records into the ledger."""
-        out: list[Instruction] = []
-        kinds = rows["kind"]
-        done = rows[kinds == Kind.DONE]
-        for start, stop in _joined(done):
-            others = (
-                [r for r in self.ledger.holders(start, stop) if r != droid.rank]
-                if self.ledger.copied(start, stop)
-                else []
-            )
-            tried = [e for e in self.ledger.attempts if start <= e < stop] if self.ledger.attempts else []
-            for event in tried:
-                self._doubt(droid, self.ledger.attempts[event].droids)
-            self.ledger.finish(droid.rank, start, stop)
-            out += [Send(other, messages.Revoke(messages.pack_ranges([(start, stop, 0)]))) for other in others]
-        droid.recent = (droid.recent + [False] * min(len(done), DOUBT_EVENTS))[-DOUBT_EVENTS:]
-        for row in rows[kinds == Kind.RETURNED]:
-            self.ledger.give_back(droid.rank, int(row["start"]), int(row["stop"]))
-        for row in rows[kinds == Kind.FAILED]:
-            out += self._failed(now, droid, int(row["start"]))
-        return out
+    def _wait(self, droid: Droid) -> None:
+        """`droid` wants something and has not got it."""
+        if droid.state == "active" and droid.want:
+            (self._idle if droid.told_empty else self._asking)[droid.rank] = droid
 
-    def _failed(self, now: float, droid: Droid, event: int) -> list[Instruction]:
-        out: list[Instruction] = []
-        attempts = self.ledger.fail(droid.rank, event)
-        droid.recent = [*droid.recent, True][-DOUBT_EVENTS:]
-        if attempts >= self.settings.max_attempts:
-            row = records.new(1, kind=Kind.QUARANTINED, start=event, stop=event + 1, attempt=attempts, time=now)
-            self.ledger.quarantine(event)
-            out.append(Write(row))
-            out.append(Note("quarantined", {"event": event, "attempts": attempts}))
-        return out + self._doubt_if_bad(droid)
-
-    def _doubt(self, success: Droid, failed_on: set[int]) -> None:
-        """An event that failed elsewhere went well on `success`: that counts against the others once more."""
-        for rank in failed_on - {success.rank}:
-            if rank in self.droids:
-                self.droids[rank].recent = [*self.droids[rank].recent, True][-DOUBT_EVENTS:]
-
-    def _doubt_if_bad(self, droid: Droid) -> list[Instruction]:
-        if droid.state != "active" or len(droid.recent) < DOUBT_EVENTS or sum(droid.recent) < 0.75 * DOUBT_EVENTS:
+    def _drain_late(self, now: float, droid: Droid) -> list[Instruction]:
+        """Have a Droid that was not there when we began to drain do so too, in the time that is left."""
+        if not self.draining:
             return []
-        others = [d for d in self.active if d is not droid]
-        if not any(d.recent and sum(d.recent) <= 0.1 * len(d.recent) for d in others):
-            return []
-        droid.state = "doubted"
-        reason = f"{sum(droid.recent)} of its last {len(droid.recent)} events failed while other Droids do well"
-        out: list[Instruction] = [Note("doubted", {"droid": droid.rank, "host": droid.host, "reason": reason})]
-        out.append(Send(droid.rank, messages.Drain(self.settings.grace, reason)))
-        for retry in (*self.ledger.retries.values(), *self.ledger.attempts.values()):
-            if droid.rank in retry.droids:  # what a bad node did is not the event's fault
-                retry.droids.discard(droid.rank)
-                retry.attempts = max(0, retry.attempts - 1)
-        return out
+        return [Send(droid.rank, messages.Drain(DRAIN_SHARE * max(0.0, self.drain_ends - now), self.draining))]
+
+    def _back(self, now: float, droid: Droid, rows: NDArray[Any]) -> list[Instruction]:
+        """One that was believed lost speaks. It keeps what is still free and drops the rest; what it asked for then it
+        still waits for."""
+        for start, stop in rows[["start", "stop"]].tolist():
+            droid.had.remove(start, stop)
+        out: list[Instruction] = [Note("back", {"droid": droid.rank, "host": droid.host})]
+        self._state(droid, droid.before)
+        if droid.state == "active":
+            self.exit_code, self.failure = None, ""
+        kept: list[Range] = []
+        for start, stop in droid.had:
+            for a, b in self.ledger.pending.overlap(start, stop):
+                self.ledger.grant(droid.rank, a, b)
+                kept.append((a, b, 0))
+            for event in [e for e in self.ledger.retries if start <= e < stop]:
+                kept.append((event, event + 1, self.ledger.grant_retry(droid.rank, event)))
+        for start, stop, _ in kept:
+            droid.had.remove(start, stop)
+        if kept:
+            out.append(self._granted(now, droid, kept))
+        if droid.had:
+            out.append(Send(droid.rank, messages.Revoke(messages.pack_ranges([(a, b, 0) for a, b in droid.had]))))
+            droid.had = IntervalSet()
+        if droid.state == "doubted":
+            out.append(Send(droid.rank, messages.Drain(self.settings.grace, "doubted")))
+        self._wait(droid)
+        return out + self._drain_late(now, droid)
 
     def _take_back(self, droid: Droid, code: Code, wall: float = 0.0) -> list[Instruction]:
         freed = self.ledger.lose(droid.rank)
-        droid.want = 0
         if not freed:
             return []
         rows = records.new(len(freed), kind=Kind.RETURNED, code=code, droid=droid.rank)
@@ -313,115 +306,177 @@ class Dispatcher:
         rows["wall"][0] = wall
         return [Write(rows)]
 
+    # -- what they report --------------------------------------------------------------------------------------------
+
+    def _rows(self, now: float, droid: Droid, rows: NDArray[Any]) -> list[Instruction]:
+        """Take a Droid's records into the ledger."""
+        out: list[Instruction] = []
+        kinds = rows["kind"]
+        done = rows[kinds == Kind.DONE]
+        for start, stop in _joined(done):
+            out += self._done(now, droid, start, stop)
+        droid.recent.extend([False] * min(len(done), RECENT))
+        for row in rows[kinds == Kind.RETURNED]:
+            droid.patience = 0.0
+            self.ledger.give_back(droid.rank, int(row["start"]), int(row["stop"]))
+        for row in rows[kinds == Kind.FAILED]:
+            out += self._failed(now, droid, int(row["start"]))
+        return out
+
+    def _done(self, now: float, droid: Droid, start: int, stop: int) -> list[Instruction]:
+        out: list[Instruction] = []
+        ledger = self.ledger
+        revoke = messages.Revoke(messages.pack_ranges([(start, stop, 0)]))
+        copied = ledger.copied(start, stop)
+        others = [rank for rank in ledger.holders(start, stop) if rank != droid.rank] if copied else []
+        if ledger.attempts:
+            for event in [e for e in ledger.attempts if start <= e < stop]:
+                for rank in ledger.attempts[event].droids - {droid.rank}:
+                    out += self._verdict(now, rank, True)
+        ledger.finish(droid.rank, start, stop)
+        return out + [Send(other, revoke) for other in others]
+
+    def _failed(self, now: float, droid: Droid, event: int) -> list[Instruction]:
+        out: list[Instruction] = []
+        droid.recent.append(True)
+        attempts = self.ledger.fail(droid.rank, event)
+        retry = self.ledger.retries.get(event) or self.ledger.attempts.get(event)
+        if retry is not None and len(retry.droids) > 1:
+            for rank in retry.droids:
+                out += self._verdict(now, rank, False)
+        if attempts >= self.settings.max_attempts:
+            row = records.new(1, kind=Kind.QUARANTINED, start=event, stop=event + 1, attempt=attempts, time=now)
+            self.ledger.quarantine(event)
+            out.append(Write(row))
+            out.append(Note("quarantined", {"event": event, "attempts": attempts}))
+        return out
+
+    def _verdict(self, now: float, rank: int, innocent: bool) -> list[Instruction]:
+        """An event that failed on Droid `rank` was tried elsewhere, too; `innocent`: it went well there."""
+        droid = self.droids.get(rank)
+        if droid is None:
+            return []
+        droid.verdicts.append(innocent)
+        if droid.state != "active" or not droid.to_blame or self._active < 2:
+            return []
+        self._state(droid, "doubted")
+        reason = f"{sum(droid.recent)} of its last {RECENT} events failed, and others could do them"
+        for retry in (*self.ledger.retries.values(), *self.ledger.attempts.values()):
+            if rank in retry.droids:  # what a bad node did is not the event's fault
+                retry.droids.discard(rank)
+                retry.attempts = max(0, retry.attempts - 1)
+        return [
+            Note("doubted", {"droid": rank, "host": droid.host, "reason": reason}),
+            Send(rank, messages.Drain(self.settings.grace, reason)),
+        ]
+
+    def _held_back(self, droid: Droid) -> bool:
+        """Whether a Droid on which nearly everything fails has to wait for the verdict of others."""
+        if not droid.failing or self._active < 2:
+            return False
+        ledger, open_ = self.ledger, 0
+        for retry in (*ledger.retries.values(), *ledger.attempts.values()):
+            open_ += len(retry.droids) == 1 and droid.rank in retry.droids
+        return open_ >= RECENT and any(not d.failing for d in self.active)
+
+    # -- what they get -----------------------------------------------------------------------------------------------
+
     def _serve(self, now: float) -> list[Instruction]:
         """Grant to every Droid that waits, as long as there is something."""
-        if self.draining or self.exit_code is not None:
+        if self.draining or self.exit_code is not None or not (self._asking or self._idle):
             return []
         out: list[Instruction] = []
-        waiting = [d for d in self.droids.values() if d.state == "active" and d.want]
-        if not waiting:
-            return out
-        total_workers = sum(d.workers for d in self.active)
-        for droid in waiting:
-            ranges = self._retries(droid) + self._take(droid, total_workers)
-            if not ranges:
-                continue
-            rows = records.new(len(ranges), kind=Kind.GRANTED, droid=droid.rank, time=now)
-            rows["start"], rows["stop"] = [r[0] for r in ranges], [r[1] for r in ranges]
-            rows["attempt"] = [r[2] for r in ranges]
-            out.append(Write(rows))
-            out.append(Send(droid.rank, self._grant(ranges, total_workers)))
+        grants: dict[int, list[Range]] = {}
+        if self.ledger.retries:
+            self._retries(grants)
+        if self.ledger.pending:
+            for droid in (*self._asking.values(), *self._idle.values()):
+                if not self.ledger.pending:
+                    break
+                if not self._held_back(droid):
+                    grants.setdefault(droid.rank, []).extend(self._take(droid, len(grants.get(droid.rank, ()))))
+        for rank, ranges in grants.items():
+            droid = self.droids[rank]
+            out += [self._granted(now, droid, ranges), Send(rank, self._grant(ranges))]
             droid.want, droid.told_empty = 0, False
-        if self.ledger.pending or self.ledger.retries:
-            return out
-        for droid in waiting:
-            if droid.want and not droid.told_empty:
-                droid.told_empty = True
-                out.append(Send(droid.rank, self._grant([], total_workers)))
-        return out + self._tail(now, [d for d in waiting if d.want], total_workers)
+            self._asking.pop(rank, None)
+            self._idle.pop(rank, None)
+        for rank, droid in self._asking.items():
+            droid.told_empty = True
+            self._idle[rank] = droid
+            out.append(Send(rank, self._grant([])))
+        self._asking.clear()
+        if self._idle and not self.ledger.pending and now >= self._tail_at:
+            self._tail_at = now + tail.pause(len(self.droids))
+            out += self._tail(now)
+        return out
 
-    def _grant(self, ranges: list[Range], total_workers: int) -> messages.Grant:
-        remaining = self.ledger.pending.total + len(self.ledger.retries)
-        seconds = self.settings.range_seconds * max(1.0, total_workers / WORKERS_PER_SECOND)
-        return messages.Grant(messages.pack_ranges(ranges), self.settings.size, seconds, remaining, self.schema)
+    def _grant(self, ranges: list[Range]) -> messages.Grant:
+        seconds = self.settings.range_seconds * max(1.0, self._workers / WORKERS_PER_SECOND)
+        packed = messages.pack_ranges(ranges)
+        return messages.Grant(packed, self.settings.size, seconds, self.ledger.pending.total, self.schema)
 
-    def _retries(self, droid: Droid) -> list[Range]:
-        """Failed events for this Droid: those that failed elsewhere, or that failed on every Droid there is."""
-        if not self.ledger.retries:
-            return []
-        ranks = {d.rank for d in self.active}
-        fit = [
-            event
-            for event, retry in self.ledger.retries.items()
-            if droid.rank not in retry.droids or ranks <= retry.droids
-        ]
-        return [(e, e + 1, self.ledger.grant_retry(droid.rank, e)) for e in sorted(fit)[: max(1, droid.want)]]
+    def _granted(self, now: float, droid: Droid, ranges: list[Range]) -> Write:
+        rows = records.new(len(ranges), kind=Kind.GRANTED, droid=droid.rank, time=now)
+        rows["start"], rows["stop"] = [r[0] for r in ranges], [r[1] for r in ranges]
+        rows["attempt"] = [r[2] for r in ranges]
+        return Write(rows)
 
-    def _take(self, droid: Droid, total_workers: int) -> list[Range]:
-        """Contiguous pieces from the Droid's cursor on; at most its fair share of half of what is pending."""
-        pending = self.ledger.pending
-        fair = math.ceil(pending.total * droid.workers / (2 * max(1, total_workers)))
-        count = min(droid.want, max(1, fair))
+    def _retries(self, grants: dict[int, list[Range]]) -> None:
+        """Failed events go to a waiting Droid where they have not failed; anywhere, if they failed on all there are."""
+        waiting = {**self._asking, **self._idle}
+        for event, retry in list(islice(self.ledger.retries.items(), RETRIES)):
+            fit = next((d for r, d in waiting.items() if r not in retry.droids), None)
+            if fit is None and len(retry.droids) >= self._active and {d.rank for d in self.active} <= retry.droids:
+                fit = next(iter(waiting.values()), None)
+            if fit is None:
+                continue
+            mine = grants.setdefault(fit.rank, [])
+            mine.append((event, event + 1, self.ledger.grant_retry(fit.rank, event)))
+            if len(mine) >= min(fit.want, GRANT_RANGES):
+                del waiting[fit.rank]
+                if not waiting:
+                    return
+
+    def _take(self, droid: Droid, got: int) -> list[Range]:
+        """Contiguous pieces from the Droid's cursor on; at most its fair share of half of what is pending, and not more
+        than it wants besides the `got` events it gets already."""
+        pending, size = self.ledger.pending, self.settings.size
+        fair = math.ceil(pending.total * droid.workers / (2 * max(1, self._workers)))
+        count = min(droid.want - got, max(1, fair))
         ranges: list[Range] = []
-        while count > 0 and pending and len(ranges) < 1024:
+        while count > 0 and pending and len(ranges) < GRANT_RANGES:
             found = pending.next_from(droid.cursor)
             assert found is not None
             start, stop = found
             file = bisect_right(self.cuts, start)
             stop = min(stop, self.cuts[file]) if file < len(self.cuts) else stop
             cut = min(stop, start + count)
-            if self.settings.size:  # whole ranges only
-                cut = min(stop, start + math.ceil((cut - start) / self.settings.size) * self.settings.size)
+            if size:  # whole ranges of the grid only; what begins within one, behind a hole, ends with it
+                inside = (start - self.cuts[file - 1]) % size
+                whole = size - inside if inside else math.ceil((cut - start) / size) * size
+                cut = min(stop, start + whole)
             self.ledger.grant(droid.rank, start, cut)
             ranges.append((start, cut, 0))
             count -= cut - start
             droid.cursor = cut
         return ranges
 
-    def _tail(self, now: float, waiting: list[Droid], total_workers: int) -> list[Instruction]:
-        """Nothing is pending: move backlog from the loaded to the idle, then copy the slowest events."""
+    def _tail(self, now: float) -> list[Instruction]:
+        """Nothing is pending: move work from the loaded to the idle, or copy the slowest events."""
+        waiting, working = list(self._idle.values()), self.at_work
+        asked = tail.reclaim(now, self.ledger, waiting, working)
+        if asked:
+            return [Send(droid.rank, messages.Reclaim(events)) for droid, events in asked]
         out: list[Instruction] = []
-        idle = sum(max(0, d.workers - d.busy) for d in waiting)
-        if not idle:
-            return out
-        loaded = max(self.at_work, key=lambda d: d.backlog * d.seconds_per_event / d.workers, default=None)
-        if loaded is not None and loaded.backlog > 1 and now - loaded.asked_back > 0.5:
-            loaded.asked_back = now
-            share = loaded.backlog * idle // (idle + loaded.workers) or 1
-            return [Send(loaded.rank, messages.Reclaim(share))]
-        slow = COPY_FACTOR * quantile(self.times, 0.9)
-        for droid in waiting:
-            room = droid.workers - droid.busy
-            chosen: list[Range] = []
-            for other in self.droids.values():
-                for event, seconds in other.running if other is not droid else ():
-                    free = self.ledger.granted.get(other.rank)
-                    if len(chosen) < room and seconds > max(slow, 0.5) and free and event in free:
-                        if self.ledger.copied(event, event + 1):
-                            continue
-                        self.ledger.copy(droid.rank, event, event + 1)
-                        retry = self.ledger.attempts.get(event)
-                        chosen.append((event, event + 1, retry.attempts if retry else 0))
-            if chosen:
-                rows = records.new(len(chosen), kind=Kind.GRANTED, droid=droid.rank, time=now)
-                rows["start"], rows["stop"] = [r[0] for r in chosen], [r[1] for r in chosen]
-                out.append(Write(rows))
-                out.append(Send(droid.rank, self._grant(chosen, total_workers)))
-                droid.want, droid.told_empty, droid.busy = 0, False, droid.busy + len(chosen)
+        for droid, ranges in tail.copies(now, self.ledger, waiting, working, self.times):
+            out += [self._granted(now, droid, ranges), Send(droid.rank, self._grant(ranges))]
+            droid.want, droid.told_empty, droid.busy = 0, False, droid.busy + len(ranges)
+            del self._idle[droid.rank]
         return out
 
 
-def _spread(index: int) -> float:
-    """0, 1/2, 1/4, 3/4, 1/8, ...: where to begin so that late comers fall into the widest gap (van der Corput)."""
-    result, part = 0.0, 0.5
-    while index:
-        result += part * (index & 1)
-        index >>= 1
-        part /= 2
-    return result
-
-
-def _joined(done: NDArray[Any]) -> list[tuple[int, int]]:
+def _joined(done: NDArray[Any]) -> list[Pair]:
     """Intervals of DONE rows, touching ones joined: a batch of a thousand tiny ranges is one step for the ledger."""
     if not len(done):
         return []

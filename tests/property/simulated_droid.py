@@ -1,7 +1,7 @@
 """The shell of a Droid and its workers, simulated around the real DroidCore. See simulator.py.
 
-`SimDroid` does what droid/rank.py does, in the same order, with the world's clock; `SimWorker` does what droid/worker.py and
-the zygote do. Keep them as near to those as their size allows: what differs here is not tested.
+`SimDroid` does what droid/rank.py does, in the same order, with the world's clock; `SimWorker` does what
+droid/worker.py and the zygote do. Keep them as near to those as their size allows: what differs here is not tested.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from droid import core
 from droid.slots import SLOT
+from droid.store import void
 from eventrange import messages, records
 from eventrange.messages import Evidence, Range
 from eventrange.records import Code, Kind
@@ -91,6 +92,7 @@ class SimWorker:
         """The process ends now; the Droid hears of it a little later, after the results that were sent."""
         if number != self.number or not self.alive:
             return
+        self.droid.world.trace(f"worker {self.droid.rank}.{self.index} ends: {how}, slot {self.slot}, {self.current}")
         self.alive = False
         self.later(0.002, lambda: self.droid.exited(self.index, number, how))
 
@@ -105,9 +107,9 @@ class SimWorker:
         """SIGKILL. `event` >= 0: for a timeout of this event, which is a true failure if the worker is on it still."""
         if number != self.number or not self.alive:
             return
-        if event >= 0 and self.current is not None and int(self.slot["event"]) == event and self.alive:
-            if int(self.slot["count"]) == 1:
-                self.droid.world.failed_truly(event, self.droid)
+        still = self.current is not None and int(self.slot["event"]) == event >= 0
+        if still and int(self.slot["count"]) == 1:
+            self.droid.world.failed_truly(event, self.droid)
         self.die(number, "killed")
 
     # -- work --------------------------------------------------------------------------------------------------------
@@ -389,6 +391,9 @@ class SimDroid:
                 for w in self.workers:
                     if w.alive:
                         w.expected = step.schema
+            elif isinstance(step, core.Discard):
+                for rows in (*self.unsynced, *self.out, *([] if self.syncing is None else [self.syncing])):
+                    void(rows, Code.FIELDS)
             elif isinstance(step, core.Rows):
                 self.out.append(step.rows)
             elif isinstance(step, core.Failure):
@@ -422,17 +427,17 @@ class SimDroid:
 
     def poke(self) -> None:
         now = self.world.now
-        if self.unsynced and self.syncing is None:
-            if not self.core.busy or now >= self.unsynced_since + COMMIT_SECONDS:
-                self.syncing, self.unsynced = np.concatenate(self.unsynced), []
-                self.world.after(self.world.sync_seconds(), self, self.synced)
+        due = not self.core.busy or now >= self.unsynced_since + COMMIT_SECONDS
+        if self.unsynced and self.syncing is None and due:
+            self.syncing, self.unsynced = np.concatenate(self.unsynced), []
+            self.world.after(self.world.sync_seconds(), self, self.synced)
         self.report()
 
     def synced(self) -> None:
         rows = self.syncing
         assert rows is not None
         self.syncing = None
-        for row in rows:
+        for row in rows[rows["kind"] == Kind.DONE]:
             self.world.images[(self.world.allocation, self.rank, int(row["offset"]))][3] = True
         self.out.append(rows)
         self.poke()

@@ -3,8 +3,9 @@ them simulated workers, network, clocks and faults.
 
     python tests/property/simulator.py SEED [--verbose]
 
-One seed is one task: several allocations work on it, each with its own Droids, until it is complete. Everything that can
-go wrong is drawn from the seed (`Plan`), and the laws are checked while it runs (`Checks`). Time is simulated; nothing waits.
+One seed is one task: several allocations work on it, each with its own Droids, until it is complete. Everything that
+can go wrong is drawn from the seed (`Plan`), and the laws are checked while it runs (`Checks`). Time is simulated;
+nothing waits.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class NoSync(Files):
     def fsync_folder(self, path: str) -> None: ...
 
 
-# -- what is drawn from the seed -------------------------------------------------------------------------------------------
+# -- what is drawn from the seed ---------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -282,7 +283,7 @@ class World:
         work = sum(self.plan.seconds) / sum(n.workers / n.slow for n in natures)
         for fault in self.draw_faults(work, count) if faults else []:
             self.after(fault.at, None, lambda fault=fault: self.strike(fault))
-        begun = self.now
+        begun, self.slept = self.now, 0.0
         bound = 600 + 30 * work + 20 * plan.max_attempts * len(plan.poison) * (plan.timeout or 60.0) / count
         bound += 60 * max(plan.seconds)
         if any(n.bad for n in natures):
@@ -302,7 +303,7 @@ class World:
             if isinstance(node, SimDroid):
                 node.last_heard = self.now
             call()
-            if self.now - begun > bound:
+            if self.now - begun - self.slept > bound:
                 raise Violation(f"no end after {bound:.0f} simulated seconds")
         self.trace(f"=== ends: {self.yoda.code} {self.yoda.reason}")
         if not faults and self.yoda.code not in (0, 65):
@@ -383,6 +384,7 @@ class World:
             self.after(fault.length, None, yoda.crash)
 
     def pause(self, node: Any, length: float) -> None:
+        self.slept += length
         node.paused_until = max(node.paused_until, self.now + length)
 
     @staticmethod
@@ -499,12 +501,13 @@ class SimYoda:
 
     def is_over(self, now: float) -> bool:
         d = self.dispatcher
+        if d.draining and now > d.drain_ends:
+            return not self.syncing or now > d.drain_ends + 5.0
         if self.waiting_since is not None or self.syncing:
-            return d.draining != "" and now > d.drain_ends + 5.0
-        if d.drained or (d.draining and now > d.drain_ends):
-            return True
-        everyone = len(self.greeted) >= self.count
-        return everyone and ((d.exit_code is not None and not d.active) or not d.at_work)
+            return False
+        if len(self.greeted) < self.count:
+            return False
+        return not d.at_work or (d.exit_code is not None and not d.active)
 
     def end(self) -> None:
         self.code, self.reason = self.dispatcher.result()
@@ -610,7 +613,7 @@ class SimYoda:
             self.world.grants.update(range(start, stop))
 
     def check(self) -> None:
-        """Every event is exactly one of pending, to be retried, in flight, quarantined, done; and done means recorded."""
+        """Every event is exactly one of pending, retry, in flight, quarantined, done; and done means recorded."""
         ledger, total = self.dispatcher.ledger, self.world.plan.total
         flying, open_ = IntervalSet(), IntervalSet()
         for held in ledger.granted.values():

@@ -1,0 +1,64 @@
+"""Droids as Yoda knows them, and the evidence against them. Pure.
+
+An event that fails says nothing about the Droid yet: a damaged stretch of a file fails everywhere, and to doubt whoever
+meets it would take one Droid after the other. What counts is the verdict of another Droid on the same event: it went
+well there (then this Droid is to blame), or failed there too (then the event is).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from eventrange.intervals import IntervalSet
+
+RECENT = 8  #: outcomes and verdicts remembered per Droid
+MOSTLY = 0.75  #: this part of them makes a Droid bad
+VERDICTS = 4  #: verdicts of others that are needed to doubt a Droid
+
+
+@dataclass
+class Droid:
+    """One Droid as Yoda knows it."""
+
+    rank: int
+    host: str
+    workers: int
+    cursor: int
+    state: str = "active"  #: active, doubted, sick, bye, lost
+    before: str = "active"  #: state before it was lost
+    want: int = 0  #: events it has asked for and not got
+    told_empty: bool = False
+    backlog: int = 0
+    busy: int = 0
+    seconds_per_event: float = 0.0
+    running: list[tuple[int, float]] = field(default_factory=list)
+    heard: float = 0.0
+    ask_at: float = -math.inf  #: when it may be asked again to give something back
+    patience: float = 0.0  #: seconds to wait after that: longer each time it could not
+    had: IntervalSet = field(default_factory=IntervalSet)  #: what it held when it was lost and has not answered since
+    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT))  #: its last outcomes, True is failed
+    verdicts: deque[bool] = field(
+        default_factory=lambda: deque(maxlen=RECENT)
+    )  #: True: what failed here went well elsewhere
+
+    @property
+    def failing(self) -> bool:
+        """Most of what it did lately failed, whoever is to blame."""
+        return len(self.recent) == RECENT and sum(self.recent) >= MOSTLY * RECENT
+
+    @property
+    def to_blame(self) -> bool:
+        """Most of what it did lately failed, and most of what failed here went well elsewhere."""
+        return self.failing and len(self.verdicts) >= VERDICTS and sum(self.verdicts) >= MOSTLY * len(self.verdicts)
+
+
+def spread(index: int) -> float:
+    """0, 1/2, 1/4, 3/4, 1/8, ...: where to begin so that late comers fall into the widest gap (van der Corput)."""
+    result, part = 0.0, 0.5
+    while index:
+        result += part * (index & 1)
+        index >>= 1
+        part /= 2
+    return result
