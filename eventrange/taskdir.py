@@ -37,6 +37,11 @@ class TaskDir:
         return os.path.join(self.root, "merged")
 
     @property
+    def slurm(self) -> str:
+        """Scripts, outputs and notes of the batch jobs that were submitted for this task."""
+        return os.path.join(self.root, "slurm")
+
+    @property
     def report(self) -> str:
         return os.path.join(self.root, "report.html")
 

@@ -31,16 +31,16 @@ class Runner(Protocol):
     def __call__(self, argv: Sequence[str], stdin: str | None = None) -> Ran: ...
 
 
-def run_command(argv: Sequence[str], stdin: str | None = None) -> Ran:
+def run_command(argv: Sequence[str], stdin: str | None = None, timeout: float = TIMEOUT) -> Ran:
     """Run a command on this machine; code 127 when there is no such command, 124 when it does not end in time."""
     # a date in the user's own format could not be read back
     environ = {**os.environ, "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
     try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=TIMEOUT, env=environ)
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, env=environ)
     except FileNotFoundError:
         return Ran(NOT_FOUND, "", f"{argv[0]}: not found")
     except subprocess.TimeoutExpired:
-        return Ran(124, "", f"{argv[0]}: no answer in {TIMEOUT:.0f} s")
+        return Ran(124, "", f"{argv[0]}: no answer in {timeout:.0f} s")
     return Ran(done.returncode, done.stdout, done.stderr)
 
 

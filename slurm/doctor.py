@@ -52,10 +52,13 @@ def _ok(what: str, where: str) -> Finding:
 # --- MPI and launcher -------------------------------------------------------------------------------------------------
 
 
-def check_singletons(environ: Mapping[str, str], mpi_size: int, offered: Sequence[str] = ()) -> Finding:
+def check_singletons(
+    environ: Mapping[str, str], mpi_size: int, offered: Sequence[str] = (), library: str = ""
+) -> Finding:
     """A launcher that started N processes which each believe to be alone: PMI did not match.
 
-    `offered` is what `srun --mpi=list` names (see `mpi_types`).
+    `offered` is what `srun --mpi=list` names (see `mpi_types`), `library` the version text of the MPI that was loaded;
+    with both, the line to try is exact.
     """
     launched = launched_rank(environ)
     if launched is None or launched[1] == mpi_size:
@@ -63,10 +66,16 @@ def check_singletons(environ: Mapping[str, str], mpi_size: int, offered: Sequenc
     if mpi_size > 1:
         return _ok(f"{mpi_size} ranks", "MPI")
     names = [name for name in ("pmix", "pmi2", "cray_shasta") if name in offered] or list(offered)
+    fitting = _PLUGINS.get(family(library) or "", ())
+    exact = next((name for wanted in fitting for name in offered if name.startswith(wanted)), None)
+    what = f"{launched[1]} processes were started, but each is an MPI job of size 1"
+    if exact is not None or (fitting and not offered):
+        plugin = exact or fitting[0]
+        todo = f"write `launcher: srun --mpi={plugin} --ntasks={{ranks}}` in the site file: {family(library)} needs it"
+        return Finding(Level.FAIL, what, "launcher", todo)
     todo = "start with srun --mpi=pmi2 (MPICH, Intel MPI) or srun --mpi=pmix (Open MPI), or with mpiexec of this MPI"
     if names:
         todo += f"; this Slurm offers {', '.join(names)}"
-    what = f"{launched[1]} processes were started, but each is an MPI job of size 1"
     return Finding(Level.FAIL, what, "launcher", todo)
 
 
@@ -83,6 +92,15 @@ _FAMILIES = (
     ("Cray MPICH", ("cray mpich",)),
     ("MPICH", ("mpich", "hydra")),
 )
+
+
+# the srun plugins each can start with, best first
+_PLUGINS = {
+    "Open MPI": ("pmix",),
+    "Cray MPICH": ("cray_shasta", "pmi2"),
+    "MPICH": ("pmi2", "pmix"),
+    "Intel MPI": ("pmi2",),
+}
 
 
 def family(text: str) -> str | None:

@@ -79,6 +79,21 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true")
     verify.set_defaults(command=_verify)
 
+    submit = commands.add_parser("submit", help="have Slurm run a task; the task is checked here and now")
+    _job(submit)
+    submit.add_argument("--workers", type=int, help="workers per Droid; default one per core")
+    submit.add_argument("--allocations", type=_at_least_one, default=1, metavar="N", help="submit N jobs on the one task")
+    submit.add_argument("--fit", action="store_true", help="ask for nodes and time that fit into what is idle now")
+    submit.add_argument("--dry-run", action="store_true", help="show script, cost and forecast; submit nothing")
+    submit.set_defaults(command=_submit)
+
+    doctor = commands.add_parser("doctor", help="what is wrong with this place, before it costs an allocation")
+    doctor.add_argument("--site", help="the site file")
+    doctor.add_argument("--task", help="the task directory, or where one will be; default here")
+    doctor.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the site")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(command=_doctor)
+
     config = commands.add_parser("config", help="every key, its value and where it came from")
     _job(config, task=False)
     config.add_argument("--json", action="store_true")
@@ -100,6 +115,13 @@ def _job(command: argparse.ArgumentParser, task: bool = True) -> None:
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of job or site"
     )
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
 
 
 def _duration(text: str) -> float:
@@ -198,6 +220,25 @@ def _verify(args: argparse.Namespace) -> int:
     if not args.json and args.recompute:
         print("\n".join(found["differing"]) or f"{args.recompute} events processed again: all equal")
     return OK if found["sound"] else BAD_DATA
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from yoda.run import Request
+    from yoda.submit import Asked, show, submit_task
+
+    request = Request(args.job, args.site, args.task, None, args.workers, tuple(args.set))
+    outcome = submit_task(request, Asked(args.allocations, args.fit, args.dry_run))
+    print(show(outcome))
+    return outcome.code
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from yoda.config import load_site
+    from yoda.doctor import as_json, doctor, exit_code, render
+
+    found = doctor(load_site(args.site, args.set, here=False), args.task)
+    print(json.dumps(as_json(found)) if args.json else render(found))
+    return exit_code(found)
 
 
 def _config(args: argparse.Namespace) -> int:

@@ -27,7 +27,12 @@ def status(taskdir: TaskDir, now: float | None = None) -> dict[str, Any]:
     from yoda.task import need_task
 
     frozen = need_task(taskdir)
-    return task_status(taskdir, frozen.task, frozen.fingerprint, Axis.from_dict(frozen.axis).total, now)
+    found = task_status(taskdir, frozen.task, frozen.fingerprint, Axis.from_dict(frozen.axis).total, now)
+    if os.path.isdir(taskdir.slurm):
+        from yoda.slurm_view import slurm_view
+
+        found["slurm"] = slurm_view(taskdir, frozen.task)
+    return found
 
 
 def task_status(taskdir: TaskDir, name: str, fingerprint: str, total: int, now: float | None = None) -> dict[str, Any]:
@@ -192,9 +197,18 @@ def render(state: dict[str, Any], width: int = 80) -> str:
             lines.append(f"    {one['why'].splitlines()[0]}")
         if one["damage"]:
             lines.append(f"    journal: {one['damage']}")
-    if not state["complete"] and not any(one["state"] == "alive" for one in state["allocations"]):
+    if state.get("slurm"):
+        from yoda.slurm_view import render as slurm_lines
+
+        lines += slurm_lines(state["slurm"])
+    if not state["complete"] and not any(one["state"] == "alive" for one in state["allocations"]) and not _queued(state):
         lines.append("nothing is running; the same `yoda run` goes on with it")
     return "\n".join(part for line in lines for part in _wrap(line, width))
+
+
+def _queued(state: dict[str, Any]) -> bool:
+    """Whether Slurm has a job that will go on with the task."""
+    return any(job["state"] != "GONE" for job in (state.get("slurm") or {}).get("jobs", ()))
 
 
 def span(seconds: float) -> str:

@@ -320,7 +320,7 @@ def _check_directory(taskdir: TaskDir) -> None:
         raise explain(error, taskdir.root) from error
     expected = [taskdir.journals, taskdir.indexes, taskdir.leases, taskdir.segments("x"), taskdir.logs("x")]
     if taskdir.allocations():  # a task that lost its task.yaml; whether it is this one is seen later
-        expected += [taskdir.quarantine, taskdir.merged, taskdir.report, taskdir.metrics]
+        expected += [taskdir.quarantine, taskdir.merged, taskdir.slurm, taskdir.report, taskdir.metrics]
     own = {os.path.relpath(path, taskdir.root).split(os.sep)[0] for path in expected}
     leftover = os.path.basename(taskdir.task_file) + "."
     strange = [name for name in names if name not in own and not name.startswith(leftover)]

@@ -1,0 +1,249 @@
+"""`yoda doctor`: every check there is, for this machine, a site and a task directory, before they cost an allocation.
+
+The checks themselves are in slurm/doctor.py; here is which are asked, and the one that needs a process of its own: a
+tiny MPI program, started as the site starts ranks, which says how many ranks found each other, with which library, and
+by how much the clocks of their nodes differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eventrange.errors import BAD_CONFIG, OK, SlurmRefused, YodaError
+from slurm import doctor as checks
+from slurm.commands import Runner, run_command
+from slurm.doctor import Finding, Level
+from slurm.submit import forecast
+from yoda.run import Setting, launcher
+from yoda.schema import Site
+
+VERSION = 1
+PROBE_SECONDS = 60.0  #: that two ranks have to start and say how they are
+NEEDED = 1 << 30  #: bytes that should be free in the task directory and on scratch, whatever the payload is
+
+#: Further checks of a site, by other rooms (its storage endpoints, say).
+MORE: list[Callable[[Site], list[Finding]]] = []
+
+_PROBE = """\
+import json, socket, sys, time
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+world.Barrier()
+begin = time.time()
+rows = world.gather((socket.gethostname(), time.time()))
+took = time.time() - begin
+if world.Get_rank() == 0:
+    said = {"size": world.Get_size(), "library": MPI.Get_library_version(), "clocks": rows, "took": took}
+    print("YODA-PROBE", json.dumps(said), flush=True)
+"""
+
+
+def doctor(
+    site: Site, task: str | None, environ: Mapping[str, str] = os.environ, run: Runner = run_command
+) -> list[Finding]:
+    """All findings, in the order in which a person would look."""
+    found = [package(environ)]
+    workers = site.workers or len(os.sched_getaffinity(0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found.append(checks.check_open_files(soft, hard, workers))
+    found += check_mpi(site, environ)
+    found += check_places(site, task)
+    if site.slurm is not None:
+        found += check_slurm(site, run)
+    for check in MORE:
+        found += check(site)
+    return found
+
+
+def package(environ: Mapping[str, str]) -> Finding:
+    """Whether `import yoda` in a fresh interpreter would find us: cheap, so `yoda run` asks too."""
+    ours = Path(__file__).resolve().parents[1]
+    fresh = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    # our own entry point puts our folder first, and an installation in place comes last, through site-packages
+    rest = [entry for entry in sys.path if entry and Path(entry).resolve() != ours]
+    return checks.check_yoda_package([*fresh, *rest, str(ours)], ours)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def check_places(site: Site, task: str | None) -> list[Finding]:
+    """The task directory (or where one would be made), and scratch as far as it is on this machine."""
+    found: list[Finding] = []
+    place = Path(os.path.abspath(task or os.getcwd()))
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    nodes = site.slurm.nodes if site.slurm is not None else 1
+    with open("/proc/mounts") as file:
+        found.append(checks.check_shared(place, nodes, file.read()))
+    found += checks.check_directory(there)
+    found.append(checks.check_space(place, NEEDED))
+    if site.scratch is None:
+        found.append(checks.check_space(Path(tempfile.gettempdir()), NEEDED >> 4))
+    elif "$" not in site.scratch:
+        scratch = Path(site.scratch)
+        found += checks.check_writable([scratch])
+        if found[-1].level is Level.OK:
+            found.append(checks.check_space(scratch, NEEDED))
+    return found
+
+
+# -- MPI ---------------------------------------------------------------------------------------------------------------
+
+
+def check_mpi(site: Site, environ: Mapping[str, str], ranks: int = 2) -> list[Finding]:
+    """Start a tiny MPI program as the site starts Yoda, and look at who found whom."""
+    try:
+        import mpi4py  # noqa: F401  only whether it is there: MPI itself is for the probe's processes
+    except ImportError:
+        return [Finding(Level.FAIL, "mpi4py is not installed", "MPI", "pip install mpi4py")]
+    try:
+        command, extra = launcher(site.launcher, ranks, environ)
+    except YodaError as error:
+        what, _, todo = str(error).partition("\n  -> ")
+        return [Finding(Level.FAIL, what, "launcher", todo)]
+    first = os.path.basename(command[0])
+    if first == "srun" and "SLURM_JOB_ID" not in environ:
+        what = "srun would wait for an allocation here, so MPI was not tried"
+        return [Finding(Level.WARN, what, "launcher", "salloc a node or two, and run yoda doctor --site there")]
+    said, failure = _probe(command, {**environ, **extra, "SLURM_OVERCOMMIT": "1", "SLURM_CPU_BIND": "none"})
+    shown = shlex.join(command)
+    if not said:
+        todo = f"see whether `{shown} hostname` works"
+        findings = [Finding(Level.FAIL, f"{shown} starts no MPI program: {failure}", "launcher", todo)]
+        return [*findings, *_match(command, _library(environ))]
+    size, library = int(said[0]["size"]), str(said[0]["library"])
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": str(len(said)), "SLURM_PROCID": "0"}
+    offered = checks.mpi_types(run_command) if first == "srun" else []
+    findings = [checks.check_singletons(step if size < ranks else {}, size, offered, library)]
+    findings += _match(command, library)
+    clocks: dict[str, float] = {}
+    for host, at in said[0]["clocks"]:
+        clocks.setdefault(host, float(at) - float(said[0]["clocks"][0][1]))
+    if len(clocks) > 1:
+        findings.append(checks.check_clocks(clocks, float(said[0]["took"]) + 0.5))
+    return findings
+
+
+def _probe(command: Sequence[str], environ: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
+    """What the ranks of the probe said (one answer if they found each other), or why there is none."""
+    argv = [*command, sys.executable, "-c", _PROBE]
+    child = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(environ), start_new_session=True
+    )
+    try:
+        out, err = child.communicate(timeout=PROBE_SECONDS)
+    except FileNotFoundError as error:
+        return [], str(error)
+    except subprocess.TimeoutExpired:
+        child.terminate()
+        try:
+            child.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, 9)
+            child.communicate()
+        return [], f"no answer within {PROBE_SECONDS:.0f} s"
+    said = [json.loads(line.split("YODA-PROBE ", 1)[1]) for line in out.splitlines() if "YODA-PROBE " in line]
+    last = (err.strip() or f"exit code {child.returncode}").splitlines()[-1]
+    return said, last
+
+
+def _library(environ: Mapping[str, str]) -> str:
+    """The version text of the MPI that mpi4py loads; starts no MPI. Empty if it cannot be loaded."""
+    ask = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", ask], capture_output=True, text=True, timeout=30, env=dict(environ)
+        ).stdout
+    except subprocess.TimeoutExpired:
+        return ""
+
+
+def _match(command: Sequence[str], library: str) -> list[Finding]:
+    """Whether mpiexec belongs to the MPI that mpi4py loads. srun belongs to none."""
+    if os.path.basename(command[0]) not in ("mpiexec", "mpirun", "mpiexec.hydra", "orterun", "prterun"):
+        return []
+    found = shutil.which(command[0])
+    if found is None:
+        return [Finding(Level.FAIL, f"there is no {command[0]}", "launcher", "correct launcher in the site file")]
+    said = subprocess.run([found, "--version"], capture_output=True, text=True)
+    return [checks.check_mpi_match(library, said.stdout + said.stderr)]
+
+
+# -- Slurm -------------------------------------------------------------------------------------------------------------
+
+
+def check_slurm(site: Site, run: Runner) -> list[Finding]:
+    """Slurm's commands, the partition, and whether Slurm would take a job of this shape."""
+    assert site.slurm is not None
+    found = [checks.check_commands(shutil.which)]
+    if found[0].level is Level.FAIL:
+        return found
+    found += checks.check_partition(site.slurm, run)
+    if checks.worst(found) is not Level.FAIL:
+        found.append(_shape(site, run))
+    return found
+
+
+def _shape(site: Site, run: Runner) -> Finding:
+    from slurm.script import sbatch_options
+
+    assert site.slurm is not None
+    with tempfile.TemporaryDirectory(prefix="yoda-doctor-") as folder:
+        script = Path(folder) / "trial.sh"
+        options = sbatch_options("yoda-doctor", site.slurm, Path(folder))
+        script.write_text("#!/bin/sh\n" + "".join(f"#SBATCH {option}\n" for option in options) + "true\n")
+        try:
+            told = forecast(script, run)
+        except SlurmRefused as error:
+            what, _, todo = str(error).partition("\n  -> ")
+            return Finding(Level.FAIL, what, "slurm", todo)
+        except YodaError as error:
+            return Finding(Level.WARN, str(error).splitlines()[0], "slurm", "ask again later")
+    hours = max(0.0, told.start - time.time()) / 3600
+    return Finding(Level.OK, f"Slurm would start such a job within {hours:.1f} h", "slurm")
+
+
+# -- what people and programs see --------------------------------------------------------------------------------------
+
+
+def exit_code(found: Sequence[Finding]) -> int:
+    """78 if anything will not work."""
+    return BAD_CONFIG if checks.worst(found) is Level.FAIL else OK
+
+
+def as_json(found: Sequence[Finding]) -> dict[str, Any]:
+    """The findings as a versioned document."""
+    rows = [{"level": f.level.value, "what": f.what, "where": f.where, "todo": f.todo} for f in found]
+    return {"version": VERSION, "worst": checks.worst(found).value, "findings": rows}
+
+
+def render(found: Sequence[Finding]) -> str:
+    """One line per finding; under those that are not well, what to do."""
+    lines = []
+    for one in found:
+        lines.append(f"{one.level.value:<4}  {one.where}: {one.what}")
+        if one.level is not Level.OK and one.todo:
+            lines.append(f"      -> {one.todo}")
+    bad = sum(one.level is Level.FAIL for one in found)
+    lines.append(f"{bad} will not work" if bad else "nothing stands in the way")
+    return "\n".join(lines)
+
+
+def at_start(setting: Setting, environ: Mapping[str, str]) -> list[str]:
+    """The cheap checks of every `yoda run`, as sentences, of what is not well. `singletons` needs MPI's size."""
+    found = [package(environ)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    workers = setting.request.workers or setting.site.workers or len(os.sched_getaffinity(0))
+    found.append(checks.check_open_files(soft, hard, workers))
+    return [f"{one.what}\n  -> {one.todo}" for one in found if one.level is not Level.OK]
