@@ -73,6 +73,16 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true")
     plan.set_defaults(command=_plan)
 
+    rehearse = commands.add_parser("rehearse", help="run, preempt, resume on this machine, and say what it cost")
+    _job(rehearse)
+    rehearse.add_argument("--preempt-after", type=_duration, required=True, metavar="TIME", help="such as 20s")
+    rehearse.add_argument("--grace", type=_duration, default=0.0, metavar="TIME", help="from warning to kill; default 0")
+    rehearse.add_argument("--times", type=int, help="preempt so often, then let it finish; default always")
+    rehearse.add_argument("--droids", type=int)
+    rehearse.add_argument("--workers", type=int)
+    rehearse.add_argument("--json", action="store_true")
+    rehearse.set_defaults(command=_rehearse)
+
     verify = commands.add_parser("verify", help="check that everything the journals promise is there")
     verify.add_argument("task")
     verify.add_argument("--recompute", type=int, metavar="N", help="also process N events again and compare")
@@ -131,6 +141,11 @@ def _duration(text: str) -> float:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from droid import signals
+    from slurm.environment import launched_rank
+
+    if launched_rank(os.environ) is not None:
+        signals.listen()  # before the slow imports: a warning may come at any moment
     from yoda.run import Request, run
 
     return run(
@@ -196,6 +211,16 @@ def _plan(args: argparse.Namespace) -> int:
     found = plan(read(request))
     print(json.dumps(found) if args.json else render(found))
     return OK
+
+
+def _rehearse(args: argparse.Namespace) -> int:
+    from yoda.rehearse import Plan, main
+    from yoda.run import Request, read
+
+    request = Request(args.job, args.site, args.task, args.droids, args.workers, tuple(args.set))
+    plan = Plan(args.preempt_after, args.grace, args.times)
+    droids = [] if args.droids is None else ["--droids", str(args.droids)]
+    return main(args.job, request.arguments()[2:] + droids, read(request).taskdir, plan, args.json)
 
 
 def _verify(args: argparse.Namespace) -> int:
