@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +37,7 @@ BEATS = 12  #: beats of the heart in a timeout: one or two may come late on a bu
 SLOWEST = 5.0  #: seconds between beats, and between looks at the others, at most
 EAGER = 1.0  #: seconds between looks while there is nothing to do
 PATIENCE = 10.0  #: seconds beyond the timeout that an allocation without work waits for some
+LONGEST = 3  #: times that, if by then the others look like being done
 
 
 def beat_interval(timeout: float) -> float:
@@ -77,8 +78,15 @@ def present(
 class Keeper:
     """Leases of a running allocation. `tick`, `woken` and `first` belong to the thread of the loop."""
 
-    def __init__(self, leases: Leases, room: Room, heart: Heart | None, ledger: Ledger) -> None:
-        self.leases, self.room, self.heart, self.ledger = leases, room, heart, ledger
+    def __init__(
+        self,
+        leases: Leases,
+        room: Room,
+        heart: Heart | None,
+        ledger: Ledger,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.leases, self.room, self.heart, self.ledger, self._clock = leases, room, heart, ledger, clock
         self.held: set[int] = set()  #: parts the ledger has adopted
         self._timeout = leases.watch.timeout
         self._need = Need()
@@ -89,7 +97,7 @@ class Keeper:
         self._round_at, self._rounds = -np.inf, 0
         self._asked = False
         self._others: list[str] = []
-        self._idle_since: float | None = None
+        self._idle: tuple[float, int] | None = None  # since when, and how many events were left then
         self._settled = 0
         self._done = ledger.done
         ledger.cede(0, ledger.total)
@@ -121,10 +129,10 @@ class Keeper:
             # Until the loop has taken in what the last round brought, it is not known what is needed.
             need = replace(self._need, working=False) if self._updates else self._need
             try:
-                self._updates.append(self.leases.round(time.monotonic(), self.room, need))
+                self._updates.append(self.leases.round(self._clock(), self.room, need))
             except CannotWrite as error:
                 self._updates.append(error)
-            self._round_at = time.monotonic()
+            self._round_at = self._clock()
             self._rounds += 1
         if self.heart is not None:
             self.heart.set(wants=self.leases.wants)
@@ -172,11 +180,14 @@ class Keeper:
         ledger = self.ledger
         idle = working and bool(ledger.elsewhere) and ledger.open == ledger.elsewhere.total
         if not idle or not dispatcher.active:
-            self._idle_since = None
+            self._idle = None
             return []
-        if self._idle_since is None:
-            self._idle_since = now
-        if now - self._idle_since < self._timeout + PATIENCE:
+        if self._idle is None:
+            self._idle = now, ledger.elsewhere.total
+        waited, left = now - self._idle[0], ledger.elsewhere.total
+        finished = self._idle[1] - left
+        patience = self._timeout + PATIENCE
+        if waited < patience or (waited < LONGEST * patience and left * waited < finished * patience):
             return []
         names = ", ".join(self._others[:4]) or "others"
         reason = f"{ledger.elsewhere.total} events are left, and are being worked on by {names}"

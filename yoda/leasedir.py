@@ -81,6 +81,7 @@ class Heart:
         self.name, self.interval, self.patience = name, interval, patience
         self.path = os.path.join(taskdir.leases, name + ALIVE)
         self.state, self.wants = "starting", False
+        self.forget = False  #: whether the file is removed in the end
         self._vouched: float | None = None
         self._count = 0
         self._lock = threading.Lock()
@@ -132,6 +133,8 @@ class Heart:
         with self._lock:
             os.close(self._fd)
             self._fd = -1
+        if self.forget:
+            _remove(self.path)
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval):

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -131,8 +132,8 @@ class Need:
 
     @property
     def low(self) -> int:
-        """Pending events it claims more for at any time, whatever is fair: a few for every worker."""
-        return 4 * self.workers + 1
+        """Pending events below which it claims more whatever is fair: the work of a moment."""
+        return max(int(2 * self.rate), 4 * self.workers + 1)
 
     @property
     def enough(self) -> int:
@@ -194,7 +195,7 @@ class Leases:
         self._last: int | None = None  # the part we claimed last
         self._unread = True  # others may have done something since we last read
         self._read_at = -np.inf
-        self._to_free: list[int] = []
+        self._to_free: deque[int] = deque()
 
     def begin(self, now: float, room: Room) -> Known:
         """The first look, before anything is claimed."""
@@ -210,8 +211,8 @@ class Leases:
         return [name for name in self.watch.pulses if name != self.name and self.watch.alive(name)]
 
     def give(self, parts: Iterable[int]) -> None:
-        """These parts are not worked on any more; the next round gives them away."""
-        self._to_free += parts
+        """These parts are not worked on any more; the next round gives them away. May be called from another thread."""
+        self._to_free.extend(parts)
 
     def round(self, now: float, room: Room, need: Need) -> Update:
         """Look, read, give, claim."""
@@ -219,10 +220,10 @@ class Leases:
         self._look(now, room)
         living = self.living()
         while self._to_free:
-            part = self._to_free[-1]
+            part = self._to_free[0]
             if self.owner[part] == self.name:
                 self._make(room, part, FREE)
-            self._to_free.pop()
+            self._to_free.popleft()
         out.lost = sorted(part for part in self.mine if self.owner[part] != self.name)
         self.mine.difference_update(out.lost)
         dry = need.working and need.pending == 0

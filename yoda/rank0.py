@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from eventrange.axis import Axis
     from eventrange.journal import JournalWriter
     from yoda.keeper import Presence
+    from yoda.master import MasterShell
     from yoda.run import Request, Setting
 
 
@@ -92,17 +93,15 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
     from yoda.run import EXIT_FILE, read, report_error
 
     mpi: Any = None
-    gone = False
+    shell: MasterShell | None = None
     try:
         setting = read(request)
         prepared = prepare(setting)
         with _presence(prepared, environ) as here:
             from mpi4py import MPI as mpi
 
-            code, gone = _yoda(prepared, here, mpi, environ, begun)
-            if not gone:
-                mpi.Finalize()
-            code = after(prepared, code, here)
+            code, shell = _yoda(prepared, here, mpi, environ, begun)
+            code = after(prepared, code, here)  # the Droids wait, asleep: MPI_Finalize could hang, and cost the merge
     except YodaError as error:
         code = report_error(error)
     except BaseException:
@@ -116,12 +115,11 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
 
         with contextlib.suppress(YodaError):
             write_file(exit_file, str(code).encode())
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if mpi is None or not mpi.Is_finalized():
-        if mpi is None:
-            from mpi4py import MPI as mpi
-        mpi.COMM_WORLD.Abort(code)  # ends ranks that still wait for us, or that are stuck
+    if mpi is None:
+        from mpi4py import MPI as mpi
+    from yoda.leaving import leave
+
+    leave(mpi, shell, code, environ, code_counts=not exit_file)
     return 0 if exit_file else code
 
 
@@ -138,8 +136,8 @@ def _presence(prepared: Prepared, environ: Mapping[str, str]) -> AbstractContext
 
 def _yoda(
     prepared: Prepared, here: Presence, mpi: Any, environ: Mapping[str, str], begun: float
-) -> tuple[int, bool]:
-    """Run the master; returns (exit code, whether some rank is dead or stuck so that Finalize would hang)."""
+) -> tuple[int, MasterShell]:
+    """Run the master to its end; returns (exit code, the master, which can end the other ranks)."""
     from droid.transport import Transport, sharing
     from eventrange.journal import JournalWriter
     from slurm.environment import EndTime
@@ -229,14 +227,14 @@ def _yoda(
         say(f"allocation {name} is at work on this task too")
     keeper.start()
     try:
-        code, reason = MasterShell(transport, dispatcher, journal, run).run()
+        shell = MasterShell(transport, dispatcher, journal, run)
+        code, reason = shell.run()
     finally:
         keeper.stop()
     here.heart.rest("merging" if code in (OK, BAD_DATA) else "ended")
     ledger = dispatcher.ledger
     say(f"{reason}: {ledger.done} of {ledger.total} events done, {ledger.done - done} of them now")
-    alive = all(d.state == "bye" for d in dispatcher.droids.values())
-    return code, bool(transport.gone) or not alive or len(dispatcher.droids) < transport.size - 1
+    return code, shell
 
 
 def _take_up(journal: JournalWriter, known: Progress, say: Callable[[str], None]) -> None:
@@ -264,6 +262,7 @@ def after(prepared: Prepared, code: int, here: Presence | None = None) -> int:
     if here is None:
         with _presence(prepared, os.environ) as here:
             return after(prepared, code, here)
+    here.heart.forget = True
     if not prepared.setting.job.output.merge:
         here.room.sweep()
         return code
