@@ -167,14 +167,17 @@ def _status(args: argparse.Namespace) -> int:
     from yoda.status import render, status
 
     taskdir = TaskDir(os.path.abspath(args.task))
+    if args.watch and not args.json:
+        from yoda.watch import watch
+
+        watch(taskdir)
+        return OK
     while True:
         found = status(taskdir)
         print(json.dumps(found) if args.json else render(found), flush=True)
         if not args.watch or found["complete"]:
             return OK
         time.sleep(WATCH_SECONDS)
-        if sys.stdout.isatty():
-            print("\x1b[2J\x1b[H", end="")
 
 
 def _journal(args: argparse.Namespace) -> int:

@@ -11,7 +11,8 @@ from eventrange.history import JournalState, Story
 from eventrange.intervals import IntervalSet
 from eventrange.taskdir import TaskDir
 from yoda.accounting import account_entries
-from yoda.core_seconds import Allocation, CoreSeconds
+from yoda.core_seconds import Account, Allocation, CoreSeconds
+from yoda.pace import Pace
 
 VERSION = 1
 #: An allocation that has not ended is taken to be alive for this many seconds after its last entry: three pulses.
@@ -43,19 +44,39 @@ def task_status(taskdir: TaskDir, name: str, fingerprint: str, total: int, now: 
     """
     now = time.time() if now is None else now
     stories: list[Story] = []
+    pace = Pace()
 
     def story() -> Any:
+        again = bool(stories)
         stories.append(Story(taskdir, fingerprint))
-        return stories[-1].whole()
+        for allocation, entry in stories[-1].whole():
+            if not (again or isinstance(entry, dict)):
+                pace.add(entry)
+            yield allocation, entry
 
     account = account_entries(story, now - ALIVE)
-    journals = stories[-1].journals
+    return compose(taskdir, name, fingerprint, total, account, stories[-1].journals, pace, now)
+
+
+def compose(
+    taskdir: TaskDir,
+    name: str,
+    fingerprint: str,
+    total: int,
+    account: Account,
+    journals: dict[str, JournalState],
+    pace: Pace,
+    now: float,
+) -> dict[str, Any]:
+    """The status of a task from what has been read of its journals."""
     done, quarantined, attempts = account.fold.result()
     alive = [a for a in account.allocations if a.end is None and a.last > now - ALIVE]
     open_events = max(0, total - done.total - quarantined.total)
     in_flight = min(open_events, sum(_count(a.pulse, "in_flight") for a in alive))
     rate = sum((events_per_second(a, now) for a in alive), 0.0)
     known = {a.name: a for a in account.allocations}
+    workers, busy = at_work(alive)
+    eta = pace.eta(now, open_events, busy)
     return {
         "version": VERSION,
         "task": name,
@@ -74,6 +95,9 @@ def task_status(taskdir: TaskDir, name: str, fingerprint: str, total: int, now: 
         "ranges_done": sum(life.ranges for a in account.allocations for life in a.droids.values()),
         "events_per_second": round(rate, 3),
         "eta_seconds": 0.0 if open_events == 0 else round(open_events / rate, 1) if rate > 0 else None,
+        "eta": None if eta is None else {name: round(value, 1) for name, value in vars(eta).items()},
+        "seconds_per_event": round(pace.mean, 6),
+        "workers": {"total": workers, "busy": busy},
         "allocations": [_allocation(known.get(n, Allocation(n)), state, now) for n, state in journals.items()],
         "core_seconds": folded(account.core_seconds),
         "core_seconds_detail": {**account.core_seconds.parts(), **account.core_seconds.finer()},
@@ -83,6 +107,16 @@ def task_status(taskdir: TaskDir, name: str, fingerprint: str, total: int, now: 
         "damaged": sorted(n for n, state in journals.items() if state.damaged),
         "merged": os.path.exists(os.path.join(taskdir.merged, "merge.json")),
     }
+
+
+def at_work(alive: list[Allocation]) -> tuple[int, int]:
+    """(workers, busy ones) of allocations that are alive; of one that has not pulsed yet, all are taken to be busy."""
+    workers = busy = 0
+    for one in alive:
+        here = sum(life.workers for life in one.droids.values() if life.left is None)
+        workers += _count(one.pulse, "workers") if one.pulse else here
+        busy += min(_count(one.pulse, "busy"), _count(one.pulse, "workers")) if one.pulse else here
+    return workers, busy
 
 
 def folded(seconds: CoreSeconds) -> dict[str, float]:
@@ -201,7 +235,8 @@ def render(state: dict[str, Any], width: int = 80) -> str:
         from yoda.slurm_view import render as slurm_lines
 
         lines += slurm_lines(state["slurm"])
-    if not state["complete"] and not any(one["state"] == "alive" for one in state["allocations"]) and not _queued(state):
+    alive = any(one["state"] == "alive" for one in state["allocations"])
+    if not state["complete"] and not alive and not _queued(state):
         lines.append("nothing is running; the same `yoda run` goes on with it")
     return "\n".join(part for line in lines for part in _wrap(line, width))
 
