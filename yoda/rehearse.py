@@ -122,11 +122,12 @@ def cost(taskdir: TaskDir, preempted: int) -> dict[str, Any]:
 def render(found: dict[str, Any]) -> str:
     """The cost for people."""
     events, seconds = found["events"], found["core_seconds"]
+    missing = events["total"] - events["done"] - events["quarantined"]
     state = "complete" if found["complete"] else "not complete"
     return "\n".join(
         [
             f"{found['task']}: {state} after {found['preemptions']} preemptions in {found['allocations']} allocations",
-            f"events     {events['done']} of {events['total']} done, {events['quarantined']} quarantined, 0 lost; "
+            f"events     {events['done']} of {events['total']} done, {events['quarantined']} quarantined, {missing} missing; "
             f"{found['durable_twice']} made durable twice",
             f"cores      {seconds['total']:.1f} core-seconds, {seconds['productive']:.1f} productive, "
             f"{seconds['lost_in_flight']:.1f} lost in flight ({100 * found['lost_share']:.1f} %), "
