@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from droid import core, wire
+from droid import core, signals, wire
 from droid.crew import Crew, signal_name
 from droid.slots import Slots
 from droid.store import Choices, Store, void
@@ -38,7 +38,6 @@ TAIL_HEARTBEAT = 1.0  #: and at the tail of a task, where Yoda needs to know who
 REPORT_GAP = 0.005  #: seconds between reports at least
 PROBE_FIRST, PROBE_LAST = 0.0002, 0.02  #: seconds between MPI probes: back-off while nothing comes
 EAGER_LAST = 0.005  #: and while an answer is expected
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT)
 
 
 @dataclass
@@ -88,15 +87,14 @@ class DroidShell:
         self._reported = 0.0
         self._said_bye = False
         self._started = False
-        self._signals: list[int] = []
+        self._signals = signals.received  # with those that came before MPI had started
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """Work until Yoda says Stop. Returns the exit code of this rank, which is 0: it is Yoda's that counts."""
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, lambda n, _: self._signals.append(n))
+        signals.listen()
         self._hello()
         pause = PROBE_FIRST
         tick_at = time.monotonic()

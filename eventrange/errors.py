@@ -331,6 +331,14 @@ class LauncherMissing(YodaError):
     todo = "pip install 'yoda-droid[mpi]', load the site's MPI, or set `launcher` in the site file"
 
 
+class RanksAlone(YodaError):
+    """A launcher started several processes, but MPI made each a job of its own: PMI or the MPI did not match."""
+
+    exit_code = BAD_CONFIG
+    what = "{detail}"
+    todo = "{hint}"
+
+
 class TaskBusy(YodaError):
     """Another run is at work on this task directory."""
 

@@ -17,10 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eventrange.errors import BAD_CONFIG, OK, SlurmRefused, YodaError
+from eventrange.errors import BAD_CONFIG, OK, RanksAlone, SlurmRefused, YodaError
 from slurm import doctor as checks
 from slurm.commands import Runner, run_command
 from slurm.doctor import Finding, Level
@@ -238,6 +239,29 @@ def render(found: Sequence[Finding]) -> str:
     bad = sum(one.level is Level.FAIL for one in found)
     lines.append(f"{bad} will not work" if bad else "nothing stands in the way")
     return "\n".join(lines)
+
+
+def offered_types(environ: Mapping[str, str]) -> list[str]:
+    """What `srun --mpi=list` names, if we may need it: started by srun, and nothing of a PMI in the environment.
+
+    For rank 0, and before MPI starts, since nothing may fork after.
+    """
+    if environ.get("SLURM_STEP_ID") and not any(name.startswith(("PMI", "OMPI_")) for name in environ):
+        return checks.mpi_types(partial(run_command, timeout=5.0))
+    return []
+
+
+def singletons(environ: Mapping[str, str], size: int, library: str, offered: Sequence[str] = ()) -> None:
+    """Raise RanksAlone if the launcher started several ranks and MPI, of `size`, knows of one only."""
+    found = checks.check_singletons(environ, size, offered, library)
+    if found.level is not Level.FAIL:
+        return
+    # the launcher's own variables tell whose it is; under srun there are none of these
+    starter = "Open MPI" if "OMPI_COMM_WORLD_SIZE" in environ else "HYDRA" if "HYDI_CONTROL_FD" in environ else ""
+    other = checks.check_mpi_match(library, starter)
+    hint = other.todo if other.level is Level.FAIL else found.todo
+    detail = f"{found.what} ({other.what})" if other.level is Level.FAIL else found.what
+    raise RanksAlone(detail=detail, hint=hint)
 
 
 def at_start(setting: Setting, environ: Mapping[str, str]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from droid import signals
 from droid.transport import Transport
 from eventrange import messages
 from eventrange.durable import Syncer
@@ -29,7 +30,6 @@ PULSE = 10.0  #: seconds between signs of life in the journal
 PROBE_FIRST, PROBE_LAST = 0.0001, 0.02  #: seconds between MPI probes: back-off while nothing comes
 STARTING = 120.0  #: seconds until a rank that has not said Hello is given up
 CLOSING = 60.0  #: seconds Droids have to seal and say Bye when everything is done
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT)
 
 
 @dataclass
@@ -52,7 +52,7 @@ class MasterShell:
 
     def __init__(self, transport: Transport, dispatcher: Dispatcher, journal: JournalWriter, run: Run) -> None:
         self.transport, self.dispatcher, self.journal, self.info = transport, dispatcher, journal, run
-        self.signalled: list[int] = []
+        self.signalled = signals.received  # with those that came before MPI had started
         self.greeted: set[int] = set()
         self.waiting_since: float | None = None  # oldest entry not yet handed to a sync
         self.syncing_since: float | None = None
@@ -65,8 +65,7 @@ class MasterShell:
     def run(self) -> tuple[int, str]:
         """Work until the end; returns (exit code, reason). Afterwards the journal is durable and closed."""
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, lambda n, _: self.signalled.append(n))
+        signals.listen()
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         begun = time.monotonic()
