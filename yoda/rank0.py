@@ -90,6 +90,8 @@ def finished(prepared: Prepared) -> int | None:
 
 def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
     """Run rank 0. Whatever happens, all ranks are ended and the exit code is left where the launcher looks for it."""
+    from droid import signals
+    from yoda.doctor import offered_types, singletons
     from yoda.run import EXIT_FILE, read, report_error
 
     mpi: Any = None
@@ -97,9 +99,12 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
     try:
         setting = read(request)
         prepared = prepare(setting)
+        offered = offered_types(environ)
         with _presence(prepared, environ) as here:
             from mpi4py import MPI as mpi
 
+            signals.listen()  # MPI may have put handlers of its own in place
+            singletons(environ, mpi.COMM_WORLD.Get_size(), mpi.Get_library_version(), offered)
             code, shell = _yoda(prepared, here, mpi, environ, begun)
             code = after(prepared, code, here)  # the Droids wait, asleep: MPI_Finalize could hang, and cost the merge
     except YodaError as error:
@@ -141,6 +146,7 @@ def _yoda(
     from droid.transport import Transport, sharing
     from eventrange.journal import JournalWriter
     from slurm.environment import EndTime
+    from yoda.doctor import at_start
     from yoda.dispatcher import Dispatcher, Settings
     from yoda.keeper import Keeper
     from yoda.leases import Leases, divide
@@ -161,7 +167,7 @@ def _yoda(
         if name in leases.living():
             continue  # it is being written
         say(f"journal {name} is damaged: {what}; what it hit is processed again")
-    for warning in frozen.warnings:
+    for warning in [*frozen.warnings, *at_start(setting, environ)]:
         say(warning)
     settings = Settings(
         size=job.ranges.events or 0,

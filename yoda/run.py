@@ -127,6 +127,10 @@ def droid_rank(setting: Setting, begun: float) -> int:
 def _droid_with_mpi(setting: Setting, begun: float, control: socket.socket, slots: Any, scratch: str) -> int:
     from mpi4py import MPI
 
+    from droid import signals
+
+    signals.listen()  # MPI may have put handlers of its own in place
+    _not_alone(MPI)
     from droid.rank import DroidShell, Options
     from droid.store import Choices
     from droid.transport import Transport, sharing
@@ -152,6 +156,16 @@ def _droid_with_mpi(setting: Setting, begun: float, control: socket.socket, slot
     code = shell.run()
     finalize(MPI, transport)
     return code
+
+
+def _not_alone(mpi: Any) -> None:
+    """End this process, with rank 0's exit code for it, if MPI does not know of the ranks that were started with it."""
+    from slurm.environment import launched_rank
+    from yoda.doctor import singletons
+
+    size = mpi.COMM_WORLD.Get_size()
+    if size != (launched_rank(os.environ) or (0, size))[1]:
+        singletons(os.environ, size, mpi.Get_library_version())
 
 
 def finalize(mpi: Any, transport: Any) -> None:
