@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -32,6 +32,9 @@ from eventrange.messages import Evidence
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 
+if TYPE_CHECKING:
+    from droid.stageout import Uploads  # a Droid without stage-out does not import it
+
 TICK = 0.25  #: seconds between looks at the clock: limits, grace, heartbeat
 HEARTBEAT = 5.0  #: seconds between reports when there is nothing to report
 TAIL_HEARTBEAT = 1.0  #: and at the tail of a task, where Yoda needs to know who is on what
@@ -48,6 +51,7 @@ class Options:
     timeout: float | None = None  #: of one event; None: measured
     grace: float = 30.0  #: between a signal and the kill
     store: Choices = field(default_factory=Choices)
+    uploads: Uploads | None = None  #: where segments are staged out
 
 
 class DroidShell:
@@ -84,6 +88,8 @@ class DroidShell:
         self.sick: tuple[str, int] | None = None
         self.stopping = False
         self._times_told: dict[int, int] = {}
+        self.uploads = options.uploads
+        self._upload_until = 0.0  # set when draining begins
         self._reported = 0.0
         self._said_bye = False
         self._started = False
@@ -130,6 +136,8 @@ class DroidShell:
             pass
 
     def _tick(self, now: float) -> None:
+        if self.uploads is not None:
+            self.notes += self.uploads.news()
         if 0 in self.transport.failed():
             # Yoda is dead, and with it this allocation. What is not committed is lost whatever we do, and a fault-
             # tolerant MPI hears of a rank that is killed, not of one that exits.
@@ -146,6 +154,9 @@ class DroidShell:
         self.store.pump(now, self.core.busy > 0)
         self.out += self.store.ready
         self.notes += self.store.sealed
+        if self.uploads is not None:
+            for note in self.store.sealed:
+                self.uploads.sealed(note)
         self.store.ready, self.store.sealed = [], []
         if self.store.trouble is not None:
             self._fall_sick(str(self.store.trouble), CANNOT_WRITE)
@@ -169,6 +180,8 @@ class DroidShell:
             task, allocation = message.task["name"], message.allocation
             rank, choices = self.transport.rank, self.options.store
             self.store = Store(self.taskdir, allocation, task, rank, choices, self._ring, self.files)
+            if self.uploads is not None:
+                self.uploads.begin(task, allocation, rank, self.log)
             self._start_workers()
         elif isinstance(message, messages.Grant):
             ranges = messages.unpack_ranges(message.ranges)
@@ -180,11 +193,15 @@ class DroidShell:
         elif isinstance(message, messages.Drain):
             if message.reason != "complete":
                 self.log(f"draining within {message.grace:.1f} s: {message.reason}")
+            self._upload_for(message.grace, message.reason == "complete")
             self._do(self.core.drain(now, message.grace))
         elif isinstance(message, messages.Reclaim):
             self._do(self.core.reclaimed(message.events, self.slots.snapshot()))
         elif isinstance(message, messages.Revoke):
             self._do(self.core.revoked(messages.unpack_ranges(message.ranges)))
+        elif isinstance(message, messages.Kept):
+            if self.uploads is not None:
+                self.uploads.kept(message.number)
         elif isinstance(message, messages.Stop):
             self.stopping = True
 
@@ -207,6 +224,10 @@ class DroidShell:
         if self.core.finished and self.store.settled and not self.out:
             self.store.seal()
             self._commit(now)
+            if self.uploads is not None:
+                self.uploads.finish(max(0.0, self._upload_until - now))
+                if not self.uploads.over:
+                    return
             self._send_report(now, 0)
             self._send(messages.Bye("drained"))
             self._said_bye = True
@@ -315,10 +336,18 @@ class DroidShell:
 
     # -- ends --------------------------------------------------------------------------------------------------------
 
+    def _upload_for(self, grace: float, complete: bool) -> None:
+        """Stage-out may go on for as long as the site says when the task is complete, else within the grace."""
+        if self.uploads is not None and not (self._upload_until and complete):
+            seconds = self.uploads.rules.wait if complete else grace
+            until = time.monotonic() + seconds
+            self._upload_until = min(until, self._upload_until or until)
+
     def _signal(self, number: int) -> None:
         again = self.core.draining and number == signal.SIGINT
         self._send(messages.Warned(number))
         self.log(f"received {signal_name(number)}")
+        self._upload_for(0.0 if again else 0.8 * self.options.grace, False)
         self._do(self.core.drain(time.monotonic(), 0.0 if again else self.options.grace))
 
     def _fall_sick(self, reason: str, exit_code: int) -> None:
@@ -333,6 +362,8 @@ class DroidShell:
         self.crew.end()
         if self.store is not None:
             self.store.close()
+        if self.uploads is not None:
+            self.uploads.close()
         until = time.monotonic() + 5.0
         while self.transport.sending and time.monotonic() < until:
             time.sleep(0.001)

@@ -146,7 +146,13 @@ class Stop(Message, frozen=True, tag=20, array_like=True):
     reason: str
 
 
-AnyMessage = Hello | Report | Sick | Bye | Warned | Welcome | Grant | Reclaim | Revoke | Drain | Stop
+class Kept(Message, frozen=True, tag=23, array_like=True):
+    """Yoda -> Droid: those of your notes that carry a `number` are durable in the journal, up to this one."""
+
+    number: int
+
+
+AnyMessage = Hello | Report | Sick | Bye | Warned | Welcome | Grant | Reclaim | Revoke | Drain | Stop | Kept
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 

@@ -98,3 +98,26 @@ class StageoutRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     orphan_age: Duration = 24 * 3600.0  # unfinished uploads below the task's prefix, this old, are nobody's
     nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 15
     breaker: BreakerRules = BreakerRules()
+    key: str = "{task}/{allocation}/{droid:05d}-{number:04d}.{format}"  # object names
+    wait: Duration = 600.0  # seconds a finished run waits for uploads at most; it does not for endpoints that are down
+    breaker_state: str | None = None  # file that tasks of a site share; None: one per task
+    alert_command: tuple[str, ...] = ()  # told as JSON on its stdin when an endpoint is off for good
+    alert_url: str | None = None  # the same as a POST
+
+    def __post_init__(self) -> None:
+        parts = {"task": "t", "allocation": "a", "droid": 1, "number": 1, "format": "tar"}
+        try:
+            key = self.key.format(**parts)
+            others = [self.key.format(**{**parts, k: v}) for k, v in (("allocation", "b"), ("droid", 2), ("number", 2))]
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"key may use {{task}} {{allocation}} {{droid}} {{number}} {{format}} only: {error}"
+            ) from None
+        if key in others:
+            raise ValueError("key must contain {allocation}, {droid} and {number}: every segment needs its own name")
+        if key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")):
+            raise ValueError("key must be a relative name without '.', '..' and empty parts")
+        if self.alert_url is not None:
+            url = urlsplit(self.alert_url)
+            if url.scheme not in ("http", "https") or url.username or url.password:
+                raise ValueError("alert_url must begin with http:// or https:// and hold no user or password")

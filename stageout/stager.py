@@ -26,6 +26,7 @@ import msgspec
 
 from eventrange.errors import SegmentDamaged, StorageError
 from stageout import protocol
+from stageout.alert import alert
 from stageout.endpoint import Endpoint, Tools, open_endpoint
 from stageout.protocol import Segment
 from stageout.site import EndpointSite
@@ -154,6 +155,8 @@ class Shell:
             match order:
                 case Tell():
                     self._tell(order.report)
+                    if isinstance(order.report, protocol.Breaker) and order.report.alert:
+                        self._alert(order.report)
                 case Upload():
                     self._upload(order)
                 case RemoveLocal():
@@ -200,6 +203,13 @@ class Shell:
             self._endpoints[order.endpoint].delete(order.segment.key)
         except StorageError as error:
             log.warning("%s", error)
+
+    def _alert(self, change: protocol.Breaker) -> None:
+        """An endpoint is off for good: tell whom the site wants told, in a thread. The parent may not start programs."""
+        text = {"endpoint": change.key.partition(":")[2], "state": change.after, "reason": change.reason}
+        threading.Thread(
+            target=alert, args=(self.start.rules, {**text, "time": change.time, "task": self.start.task}), daemon=True
+        ).start()
 
     def _clean(self) -> None:
         """In a thread, once: remove what earlier kills left on the endpoints."""

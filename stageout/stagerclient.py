@@ -21,7 +21,8 @@ from stageout import protocol
 class StagerProcess:
     """A running stage-out process."""
 
-    def __init__(self, start: protocol.Start, stderr: int | IO[bytes] | None = None) -> None:
+    def __init__(self, start: protocol.Start | None = None, stderr: int | IO[bytes] | None = None) -> None:
+        """`start` is its first command; where it is not known yet, `send` it later, before any other."""
         home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
@@ -39,7 +40,8 @@ class StagerProcess:
         self._unsent = bytearray()
         self._line = b""
         self.ended = False  # no more reports will come
-        self.send(start)
+        if start is not None:
+            self.send(start)
 
     @property
     def pid(self) -> int:

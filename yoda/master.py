@@ -43,6 +43,7 @@ class Run:
     say: Callable[[str], None] = print
     progress: Callable[[Dispatcher, float], None] = lambda dispatcher, lag: None
     every_tick: list[Callable[[float], list[Instruction]]] = field(default_factory=list)
+    closing: float = CLOSING  #: seconds Droids have to seal and say Bye when everything is done
     gap: float = 5.0  #: seconds without a turn of the loop after which `on_wake` is called before anything else
     on_wake: list[Callable[[float], list[Instruction]]] = field(default_factory=list)
 
@@ -57,6 +58,8 @@ class MasterShell:
         self.waiting_since: float | None = None  # oldest entry not yet handed to a sync
         self.syncing_since: float | None = None
         self.broken: CannotWrite | None = None
+        self.unsynced: dict[int, int] = {}  # Droid -> number of its last note in the journal that it wants acknowledged
+        self.unkept: dict[int, int] = {}  # the same, of those that are being synced
         self.stop_now = ""
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.syncer = Syncer(self._ring)
@@ -134,6 +137,9 @@ class MasterShell:
         elif isinstance(message, messages.Report):
             rows = messages.rows(message.records)
             rows["droid"] = rank
+            numbers = [int(note["number"]) for note in message.notes if "number" in note]
+            if numbers:
+                self.unsynced[rank] = max(numbers)
             self._do(self.dispatcher.report(now, rank, message, rows))
         elif isinstance(message, messages.Sick):
             self.info.say(f"Droid {rank} on {self.dispatcher.droids[rank].host} can do no work:\n{message.reason}")
@@ -171,7 +177,7 @@ class MasterShell:
         for step in self.info.every_tick:
             self._do(step(now))
         if self.dispatcher.complete and not self.dispatcher.draining:
-            self._do(self.dispatcher.finish(now, CLOSING))
+            self._do(self.dispatcher.finish(now, self.info.closing))
         lag = now - min((t for t in (self.waiting_since, self.syncing_since) if t is not None), default=now)
         self.info.progress(self.dispatcher, lag)
 
@@ -232,6 +238,11 @@ class MasterShell:
             self.info.say(f"{v['events']} events are taken over from {', '.join(v['from'])}")
         elif note.name == "gave":
             self.info.say(f"{len(v['parts'])} parts of the axis are given to allocations that have nothing to do")
+        elif note.name == "breaker":
+            more = "; it stays off until somebody says `yoda stageout --reset`" if v.get("alert") else ""
+            self.info.say(f"storage {str(v['key']).partition(':')[2]} is {v['after']} for Droid {v['by']}: {v['reason']}{more}")
+        elif note.name == "blocked":
+            self.info.say(f"Droid {v['by']}: {v['waiting']} segments wait for storage, none is well; processing goes on")
         elif note.name == "evidence":
             last = (v["text"].strip() or "?").splitlines()[-1]
             self.info.say(f"event {v['event']} failed on droid {v['droid']} (attempt {v['attempt'] + 1}): {last}")
@@ -242,6 +253,10 @@ class MasterShell:
             self.syncing_since = None
             if error is not None:
                 self.broken = error
+                continue
+            for rank, number in self.unkept.items():
+                self.transport.send(rank, messages.encode(messages.Kept(number)))
+            self.unkept = {}
         if self.broken is not None or self.syncing_since is not None or self.waiting_since is None:
             return
         if now - self.waiting_since < self.info.commit_seconds and not self.dispatcher.complete:
@@ -252,6 +267,7 @@ class MasterShell:
             self.broken = error
             return
         self.syncing_since, self.waiting_since = self.waiting_since, None
+        self.unkept, self.unsynced = self.unsynced, {}
         self.syncer.request(None, self.journal.file)
 
     # -- the end -----------------------------------------------------------------------------------------------------

@@ -119,12 +119,24 @@ def droid_rank(setting: Setting, begun: float) -> int:
             environment={k: v for k, v in _ONE_THREAD.items() if k not in os.environ},
         )
         control = zygote.start(blueprint, slots)
-        return _droid_with_mpi(setting, begun, control, slots, scratch)
+        return _droid_with_mpi(setting, begun, control, slots, scratch, start_uploads(setting))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _droid_with_mpi(setting: Setting, begun: float, control: socket.socket, slots: Any, scratch: str) -> int:
+def start_uploads(setting: Setting) -> Any:
+    """The Droid's end of stage-out (droid.stageout.Uploads) if the site has endpoints; its process is started here, before
+    MPI, and after the zygote, which must not hold its pipes."""
+    if not setting.site.stageout:
+        return None
+    from droid.stageout import Uploads
+
+    return Uploads(setting.site.stageout, setting.site.stageout_rules, setting.taskdir)
+
+
+def _droid_with_mpi(
+    setting: Setting, begun: float, control: socket.socket, slots: Any, scratch: str, uploads: Any = None
+) -> int:
     from mpi4py import MPI
 
     from droid import signals
@@ -151,6 +163,7 @@ def _droid_with_mpi(setting: Setting, begun: float, control: socket.socket, slot
             commit_seconds=site.commit.seconds / 2,  # half here, half at Yoda
             commit_bytes=site.commit.bytes,
         ),
+        uploads=uploads,
     )
     shell = DroidShell(transport, setting.taskdir, options, control, slots, scratch, begun)
     code = shell.run()

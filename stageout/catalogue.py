@@ -1,0 +1,203 @@
+"""Which segments there are and where their copies lie: the fold of the journals' notes about storage. Pure.
+
+A segment is known by (allocation, Droid, number), the three that every record carries. Notes about a segment may stand in
+the journal of another allocation, which then name it: the next allocation, or a command on a login node, goes on with
+what a dead one left. Notes: `sealed`, `staged`, `removed`; of endpoints: `endpoints`, `breaker`, `blocked`, `upload_failed`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from eventrange.taskdir import TaskDir
+from stageout import protocol
+
+NOTES = frozenset(("sealed", "staged", "removed", "endpoints", "breaker", "blocked", "upload_failed", "unusable"))
+KEPT = 100  # changes of breakers kept for status and report
+
+
+class SegmentId(NamedTuple):
+    """Names a segment of a task."""
+
+    allocation: str
+    droid: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.allocation}/{self.droid:05d}-{self.number:04d}"
+
+    @classmethod
+    def parse(cls, text: str) -> SegmentId:
+        """The inverse of `str`."""
+        allocation, _, rest = text.rpartition("/")
+        droid, _, number = rest.partition("-")
+        return cls(allocation, int(droid), int(number))
+
+
+@dataclass
+class Known:
+    """What the journals say of one segment. `copies` maps an endpoint's name to (key, url)."""
+
+    id: SegmentId
+    size: int = 0
+    adler32: int = 0
+    sha256: str = ""  # empty: never sealed
+    members: int = 0
+    file: str = ""  # name in the allocation's folder, where it is not the usual one: a repaired copy
+    copies: dict[str, tuple[str, str]] = field(default_factory=dict)
+    local: bool = True  # False: the local copy was deleted because others are recorded
+    unusable: str = ""  # why the local file cannot be uploaded
+
+    @property
+    def sealed(self) -> bool:
+        return bool(self.sha256)
+
+    def path(self, taskdir: TaskDir) -> str:
+        """The local file that was sealed, whether or not it is (still) there."""
+        if self.file:
+            return os.path.join(taskdir.segments(self.id.allocation), self.file)
+        return taskdir.segment(*self.id)
+
+    def segment(self, taskdir: TaskDir, template: str, task: str) -> protocol.Segment:
+        """As the stage-out process wants it. A key once used is used again, so that all copies have one name."""
+        path = self.path(taskdir)
+        key = next((key for key, _ in self.copies.values()), None) or key_of(template, task, self.id, path)
+        return protocol.Segment(str(self.id), path, key, self.size, self.adler32, self.sha256)
+
+
+def key_of(template: str, task: str, segment: SegmentId, path: str) -> str:
+    """The object name of a segment whose file is `path`. A repaired copy never takes the name of the original."""
+    stem, extension = os.path.splitext(os.path.basename(path))
+    key = template.format(
+        task=task, allocation=segment.allocation, droid=segment.droid, number=segment.number, format=extension[1:]
+    )
+    if stem.endswith(REPAIRED):
+        root, ending = os.path.splitext(key)
+        key = root + REPAIRED + ending
+    return key
+
+
+REPAIRED = ".repaired"
+
+
+def prefix_of(template: str, task: str, allocation: str) -> str | None:
+    """What the keys of all segments of an allocation begin with; None when others' keys begin so too."""
+    cuts = [at for word in ("{droid", "{number", "{format") if (at := template.find(word)) >= 0]
+    head = template[: min(cuts)] if cuts else template
+    whole = "{allocation}" in head and head.endswith("/")  # else the name of one may begin with that of another
+    return head.format(task=task, allocation=allocation) if whole else None
+
+
+class Catalogue:
+    """Takes notes in journal order."""
+
+    def __init__(self) -> None:
+        self.segments: dict[SegmentId, Known] = {}
+        self.endpoints: list[dict[str, Any]] = []  # of the site file, as the last allocation had them
+        self.rules: dict[str, Any] = {}
+        self.changes: list[dict[str, Any]] = []  # of breakers, the last KEPT
+        self.breakers: dict[str, dict[str, Any]] = {}  # endpoint -> its last change
+        self.blocked: dict[tuple[str, int], dict[str, Any]] = {}  # (allocation, Droid) -> note, until it stages again
+        self.failures: dict[str, dict[str, Any]] = {}  # endpoint -> last failure, with the `count` of all
+
+    def add(self, allocation: str, note: dict[str, Any]) -> None:
+        """One note of the journal of `allocation`; one that is not understood is passed over (L7)."""
+        name = note.get("note")
+        if name not in NOTES:
+            return
+        try:
+            self._add(allocation, str(name), note)
+        except (KeyError, TypeError, ValueError):
+            return
+
+    def _add(self, allocation: str, name: str, note: dict[str, Any]) -> None:
+        if name in ("sealed", "staged", "removed", "unusable"):
+            id = SegmentId(str(note.get("allocation", allocation)), int(note["droid"]), int(note["segment"]))
+            self._segment(self.segments.setdefault(id, Known(id)), name, note)
+            if name == "staged":
+                self.blocked.pop((allocation, int(note.get("by", id.droid))), None)
+        elif name == "endpoints":
+            self.endpoints, self.rules = list(note["endpoints"]), dict(note.get("rules", {}))
+        elif name == "breaker":
+            change = {k: v for k, v in note.items() if k not in ("note", "state")} | {"allocation": allocation}
+            self.changes = [*self.changes[1 - KEPT :], change]
+            kind, _, endpoint = str(note["key"]).partition(":")
+            if kind == "endpoint":
+                self.breakers[endpoint] = change
+        elif name == "blocked":
+            self.blocked[allocation, int(note.get("by", 0))] = note
+        elif name == "upload_failed":
+            count = self.failures.get(str(note["endpoint"]), {}).get("count", 0)
+            self.failures[str(note["endpoint"])] = {**note, "count": count + int(note.get("count", 1))}
+
+    @staticmethod
+    def _segment(known: Known, name: str, note: dict[str, Any]) -> None:
+        if name == "sealed":
+            if known.copies:
+                return  # what is staged is what counts
+            known.size, known.adler32, known.sha256 = int(note["size"]), int(note["adler32"], 16), str(note["sha256"])
+            known.members, known.file = int(note.get("members", 0)), str(note.get("file", ""))
+            known.unusable = ""
+        elif name == "staged":
+            known.copies[str(note["endpoint"])] = str(note["key"]), str(note["url"])
+            known.unusable = ""
+            if not known.sealed:  # the note of its sealing was damaged: this one says all that matters
+                known.size, known.adler32 = int(note["size"]), int(note["adler32"], 16)
+                known.sha256 = str(note["sha256"])
+        elif name == "unusable":
+            known.unusable = str(note.get("detail", "")) or "damaged"
+        elif note.get("endpoint") is None:
+            known.local = False
+        else:
+            known.copies.pop(str(note["endpoint"]), None)
+
+
+def read_catalogue(story: Iterable[tuple[str, Any]]) -> Catalogue:
+    """The catalogue of what a `Story` says."""
+    out = Catalogue()
+    for _ in tapped(story, out):
+        pass
+    return out
+
+
+def tapped(story: Iterable[tuple[str, Any]], catalogue: Catalogue) -> Iterator[tuple[str, Any]]:
+    """The same story, with `catalogue` taking what it needs from it: one reading for two readers."""
+    for allocation, entry in story:
+        if isinstance(entry, dict):
+            catalogue.add(allocation, entry)
+        yield allocation, entry
+
+
+def staged_note(report: protocol.Staged) -> dict[str, Any]:
+    """The journal's note of a verified copy."""
+    id = SegmentId.parse(report.segment)
+    return {
+        "note": "staged",
+        "allocation": id.allocation,
+        "droid": id.droid,
+        "segment": id.number,
+        "endpoint": report.endpoint,
+        "key": report.key,
+        "url": report.url,
+        "size": report.size,
+        "adler32": f"{report.adler32:08x}",
+        "sha256": report.sha256,
+        "rehomed": report.rehomed,
+        "time": report.time,
+    }
+
+
+def removed_note(report: protocol.Removed) -> dict[str, Any]:
+    """The journal's note of a copy that was given up; `endpoint` None: the local one."""
+    id = SegmentId.parse(report.segment)
+    return {
+        "note": "removed",
+        "allocation": id.allocation,
+        "droid": id.droid,
+        "segment": id.number,
+        "endpoint": report.endpoint,
+        "time": report.time,
+    }
