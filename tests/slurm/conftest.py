@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from cluster import Cluster, Options, running, why_not
+
+sys.path.append(str(Path(__file__).parents[1] / "mpi"))  # runs.py: both MPIs, and what journals say
 
 
 @pytest.fixture(scope="session")
