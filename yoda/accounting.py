@@ -106,12 +106,21 @@ class _Work:
         group = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
         before = np.empty(len(key))
         before[1:] = end[:-1]
-        for at, of in zip(group.tolist(), key[group].tolist(), strict=True):
+        lanes, latest = key[group].tolist(), np.maximum.reduceat(end, group).tolist()
+        earlier, first, ends = [], self.first, self.ends
+        for of, at, last in zip(lanes, begin[group].tolist(), latest, strict=True):
             droid = of >> 16
-            self.first[droid] = min(self.first.get(droid, begin[at]), begin[at])
-            before[at] = self.ends.get(of, joined.get(droid, self.first[droid]))
-        for of, last in zip(key[group].tolist(), np.maximum.reduceat(end, group).tolist(), strict=True):
-            self.ends[of] = max(self.ends.get(of, last), last)
+            if first.get(droid, at) >= at:
+                first[droid] = at
+            known = ends.get(of)
+            if known is None:
+                earlier.append(joined.get(droid, first[droid]))
+                ends[of] = last
+            else:
+                earlier.append(known)
+                if last > known:
+                    ends[of] = last
+        before[group] = earlier
         gap = np.maximum(begin - before, 0.0)
         droids = key >> np.uint32(16)
         self.add("overhead", droids, np.where(gap <= GAP, gap, 0.0))
@@ -259,20 +268,29 @@ class Accountant:
         for name, allocation in self.allocations.items():
             work = self._work[name]
             alive = allocation.end is None and 0 < alive_since < allocation.last
-            for droid in {key >> 16 for key in work.ends} - set(allocation.droids):
+            ends: dict[int, dict[int, float]] = {}
+            for key, end in work.ends.items():
+                ends.setdefault(key >> 16, {})[key & 0xFFFF] = end
+            for droid in set(ends) - set(allocation.droids):
                 allocation.droids[droid] = DroidLife(droid)  # its `joined` note is lost
             for droid, life in sorted(allocation.droids.items()):
-                _finish(life, work, allocation, given_up.get((name, droid), 0.0), alive)
+                _finish(life, work, ends.get(droid, {}), allocation, given_up.get((name, droid), 0.0), alive)
                 allocation.core_seconds.add(life.core_seconds)
                 allocation.events += life.events
             whole.add(allocation.core_seconds)
         return Account(list(self.allocations.values()), whole, self.fold)
 
 
-def _finish(life: DroidLife, work: _Work, allocation: Allocation, quarantined: float, alive: bool) -> None:
-    """Sum up one Droid."""
+def _finish(
+    life: DroidLife,
+    work: _Work,
+    ends: dict[int, float],
+    allocation: Allocation,
+    quarantined: float,
+    alive: bool,
+) -> None:
+    """Sum up one Droid; `ends`: worker -> end of its latest work."""
     droid = life.droid
-    ends = {key & 0xFFFF: end for key, end in work.ends.items() if key >> 16 == droid}
     workers = life.workers = max(life.workers, max(ends, default=-1) + 1)
     joined = life.joined if life.joined is not None else work.first.get(droid, allocation.created or allocation.last)
     latest = max(ends.values(), default=joined)
