@@ -24,6 +24,7 @@ class Transport:
         self._known_failed = 0
         self._can_tell = True
         self.gone: set[int] = set()  #: ranks that MPI reports dead
+        self._told: set[int] = set()  # those that `failed` has given
 
     def send(self, rank: int, data: bytes) -> None:
         """Send `data`; a rank that is dead gets nothing and that is no error here: `failed` will tell."""
@@ -56,9 +57,10 @@ class Transport:
 
     def failed(self) -> set[int]:
         """Ranks that died since the last call, where the MPI can tell (ULFM); else nothing, ever."""
-        before = set(self.gone)
         self._look()
-        return self.gone - before
+        news = self.gone - self._told  # a probe or a send may have been the first to notice
+        self._told |= news
+        return news
 
     def _tested(self, request: Any) -> bool:
         try:
