@@ -409,7 +409,7 @@ class DroidCore:
 
     def _balance(self, slots: NDArray[Any]) -> list[Instruction]:
         """At the tail: take the rest of the longest range from its worker for those that have nothing."""
-        if self.draining or self.stopped or self.backlog:
+        if self.draining or self.stopped or self.backlog or self.size:  # a range of fixed size stays whole
             return []
         local = self.remaining == 0 and any(w.idle for w in self.workers)
         if not local and not self.reclaim:

@@ -127,6 +127,7 @@ class Ledger:
         retry.attempts += 1
         retry.droids.add(droid)
         if self.copied(event, event + 1) and self.holders(event, event + 1):
+            self._held_elsewhere(event, event + 1)
             self.attempts[event] = retry
             return 0
         self._copied.remove(event, event + 1)
@@ -148,10 +149,8 @@ class Ledger:
             held.remove(a, b)
             gone = [(a, b)]
             if self.copied(a, b):
-                elsewhere = IntervalSet(p for h in self.holders(a, b) for p in self.granted[h].overlap(a, b))
-                gone = elsewhere.gaps(a, b)
+                gone = self._held_elsewhere(a, b).gaps(a, b)
             for c, d in gone:
-                self._copied.remove(c, d)
                 self.in_flight -= d - c
                 self._pend(c, d)
             freed += gone
@@ -212,6 +211,19 @@ class Ledger:
         for a, b in self.elsewhere.overlap(start, stop):
             self.elsewhere.remove(a, b)
             self.quarantined.add(a, b)
+
+    def _held_elsewhere(self, start: int, stop: int) -> IntervalSet:
+        """What of [start, stop) anybody still holds; what only one does is no copy any more, and may be copied again."""
+        once, twice = IntervalSet(), IntervalSet()
+        for held in self.granted.values():
+            for a, b in held.overlap(start, stop):
+                for c, d in once.overlap(a, b):
+                    twice.add(c, d)
+                once.add(a, b)
+        self._copied.remove(start, stop)
+        for a, b in twice:
+            self._copied.add(a, b)
+        return once
 
     def _pend(self, start: int, stop: int) -> None:
         for event in sorted(event for event in self.attempts if start <= event < stop) if self.attempts else []:

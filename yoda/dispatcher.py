@@ -13,10 +13,8 @@ that there is nothing are not looked at until there is something.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,43 +24,23 @@ from eventrange import messages, records
 from eventrange.errors import BAD_DATA, OK, RUN_AGAIN
 from eventrange.intervals import IntervalSet, Pair
 from eventrange.ledger import Ledger
-from eventrange.messages import Message, Range
+from eventrange.messages import Range
 from eventrange.records import Code, Kind
 from eventrange.times import add, quantile
 from yoda import tail
-from yoda.droids import RECENT, Droid, spread
+from yoda.allot import Allotment
+from yoda.droids import RECENT, Droid
+from yoda.instructions import Instruction, Note, Send, Write
 
 SILENT = 60.0  #: seconds without a word after which a Droid is believed lost
 LISTEN = 1.0  #: seconds between looks at who is silent
 WORKERS_PER_SECOND = 4000.0  #: ranges a second this Yoda wants to see at most; ranges get longer beyond
 MARGIN_FLOOR = 5.0  #: seconds before a deadline in which nothing new is started, at least
-GRANT_RANGES = 1024  #: in one grant at most
-RETRIES = 1024  #: failed events looked at in one go at most
+HOLD = 30.0  #: seconds that a Droid on which nearly everything fails waits for the verdict of others at most
 DRAIN_SHARE = 0.8  #: of the grace is for the Droids, the rest for our journal
 
 
-@dataclass(frozen=True)
-class Send:
-    droid: int
-    message: Message
-
-
-@dataclass(frozen=True)
-class Write:
-    """Records for the journal."""
-
-    rows: NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Note:
-    """A note for the journal and, as a sentence, for the log."""
-
-    name: str
-    values: dict[str, Any]
-
-
-Instruction = Send | Write | Note
+__all__ = ["Dispatcher", "Instruction", "Note", "Send", "Settings", "Write"]
 
 
 @dataclass
@@ -82,13 +60,14 @@ class Dispatcher:
 
     def __init__(self, ledger: Ledger, cuts: Sequence[int], settings: Settings, total: int) -> None:
         self.ledger, self.settings, self.total = ledger, settings, total
-        self.cuts = list(cuts)
+        self.allotment = Allotment(ledger, cuts, settings.size, total)
         self.droids: dict[int, Droid] = {}
         self.schema = ""
         self.times: dict[int, int] = {}
         self.draining = ""  #: why, once we are
         self.drain_ends = math.inf
         self.deadline: float | None = None
+        self.awaited: set[int] = set()  #: ranks that have not said hello and may yet
         self.exit_code: int | None = None  #: set when no Droid can work any more
         self.failure = ""  #: and why
         # Active Droids that want something: not answered yet, and those that know that there is nothing.
@@ -137,12 +116,10 @@ class Dispatcher:
 
     def hello(self, now: float, rank: int, host: str, workers: int) -> list[Instruction]:
         """A Droid is there. Cursors are spread so that each works its own part of the axis."""
-        position = int(spread(len(self.droids)) * self.total)
-        cursor = self.cuts[bisect_right(self.cuts, position) - 1] if len(self.cuts) > len(self.droids) else position
-        if self.settings.size:  # keep to the grid of ranges, so that they have the same names everywhere
-            base = self.cuts[bisect_right(self.cuts, cursor) - 1]
-            cursor = base + (cursor - base) // self.settings.size * self.settings.size
-        droid = self.droids[rank] = Droid(rank, host, workers, cursor, state="new", heard=now)
+        droid = self.droids[rank] = Droid(
+            rank, host, workers, self.allotment.cursor(len(self.droids)), state="new", heard=now
+        )
+        self.awaited.discard(rank)
         if not self._active:
             self.exit_code, self.failure = None, ""  # those before it could do nothing; perhaps it can
         self._state(droid, "active")
@@ -198,6 +175,7 @@ class Dispatcher:
 
     def lost(self, now: float, rank: int, reason: str) -> list[Instruction]:
         """A Droid is dead, or silent for so long that others should do its work."""
+        self.awaited.discard(rank)
         droid = self.droids.get(rank)
         if droid is None or droid.state in ("lost", "bye", "sick"):
             return []
@@ -342,14 +320,22 @@ class Dispatcher:
         attempts = self.ledger.fail(droid.rank, event)
         retry = self.ledger.retries.get(event) or self.ledger.attempts.get(event)
         if retry is not None and len(retry.droids) > 1:
-            for rank in retry.droids:
+            for rank in list(retry.droids):
                 out += self._verdict(now, rank, False)
-        if attempts >= self.settings.max_attempts:
+        if attempts >= self.settings.max_attempts and not self._only_word(droid, event):
             row = records.new(1, kind=Kind.QUARANTINED, start=event, stop=event + 1, attempt=attempts, time=now)
             self.ledger.quarantine(event)
             out.append(Write(row))
             out.append(Note("quarantined", {"event": event, "attempts": attempts}))
         return out
+
+    def _only_word(self, droid: Droid, event: int) -> bool:
+        """Whether all that speaks against `event` is one Droid on which nearly everything fails, and others can try."""
+        return droid.suspect and self.ledger.retries[event].droids == {droid.rank} and self._others()
+
+    def _others(self) -> bool:
+        """Whether there is more than one active Droid, or will be."""
+        return self._active > 1 or bool(self.awaited)
 
     def _verdict(self, now: float, rank: int, innocent: bool) -> list[Instruction]:
         """An event that failed on Droid `rank` was tried elsewhere, too; `innocent`: it went well there."""
@@ -370,14 +356,24 @@ class Dispatcher:
             Send(rank, messages.Drain(self.settings.grace, reason)),
         ]
 
-    def _held_back(self, droid: Droid) -> bool:
-        """Whether a Droid on which nearly everything fails has to wait for the verdict of others."""
-        if not droid.failing or self._active < 2:
+    def _held_back(self, now: float, droid: Droid) -> bool:
+        """Whether a Droid on which nearly everything fails has to wait, but not for ever, for the verdict of others."""
+        if not droid.failing or not self._others() or not self._untried(droid.rank):
+            droid.held_since = math.inf
             return False
-        ledger, open_ = self.ledger, 0
-        for retry in (*ledger.retries.values(), *ledger.attempts.values()):
-            open_ += len(retry.droids) == 1 and droid.rank in retry.droids
-        return open_ >= RECENT and any(not d.failing for d in self.active)
+        droid.held_since = min(droid.held_since, now)
+        if now - droid.held_since < HOLD:
+            return True
+        droid.held_since = math.inf
+        droid.recent.clear()
+        return False
+
+    def _untried(self, rank: int) -> bool:
+        """Whether many events have failed on Droid `rank` alone, and somebody who does better can try them."""
+        count = 0
+        for retry in (*self.ledger.retries.values(), *self.ledger.attempts.values()):
+            count += len(retry.droids) == 1 and rank in retry.droids
+        return count >= RECENT and (bool(self.awaited) or any(not d.failing for d in self.active))
 
     # -- what they get -----------------------------------------------------------------------------------------------
 
@@ -388,13 +384,14 @@ class Dispatcher:
         out: list[Instruction] = []
         grants: dict[int, list[Range]] = {}
         if self.ledger.retries:
-            self._retries(grants)
+            grants = self.allotment.retries({**self._asking, **self._idle}, self._failed_everywhere)
         if self.ledger.pending:
-            for droid in (*self._asking.values(), *self._idle.values()):
+            for droid in self._in_need():
                 if not self.ledger.pending:
                     break
-                if not self._held_back(droid):
-                    grants.setdefault(droid.rank, []).extend(self._take(droid, len(grants.get(droid.rank, ()))))
+                if not self._held_back(now, droid):
+                    mine = grants.setdefault(droid.rank, [])
+                    mine += self.allotment.take(droid, len(mine), self._workers)
         for rank, ranges in grants.items():
             droid = self.droids[rank]
             out += [self._granted(now, droid, ranges), Send(rank, self._grant(ranges))]
@@ -411,6 +408,13 @@ class Dispatcher:
             out += self._tail(now)
         return out
 
+    def _in_need(self) -> list[Droid]:
+        """Droids that wait, those with idle workers first."""
+        waiting = [*self._asking.values(), *self._idle.values()]
+        if len(waiting) > 1 and self.ledger.pending.total < sum(d.want for d in waiting):
+            waiting.sort(key=lambda d: d.busy >= d.workers)
+        return waiting
+
     def _grant(self, ranges: list[Range]) -> messages.Grant:
         seconds = self.settings.range_seconds * max(1.0, self._workers / WORKERS_PER_SECOND)
         packed = messages.pack_ranges(ranges)
@@ -422,50 +426,15 @@ class Dispatcher:
         rows["attempt"] = [r[2] for r in ranges]
         return Write(rows)
 
-    def _retries(self, grants: dict[int, list[Range]]) -> None:
-        """Failed events go to a waiting Droid where they have not failed; anywhere, if they failed on all there are."""
-        waiting = {**self._asking, **self._idle}
-        for event, retry in list(islice(self.ledger.retries.items(), RETRIES)):
-            fit = next((d for r, d in waiting.items() if r not in retry.droids), None)
-            if fit is None and len(retry.droids) >= self._active and {d.rank for d in self.active} <= retry.droids:
-                fit = next(iter(waiting.values()), None)
-            if fit is None:
-                continue
-            mine = grants.setdefault(fit.rank, [])
-            mine.append((event, event + 1, self.ledger.grant_retry(fit.rank, event)))
-            if len(mine) >= min(fit.want, GRANT_RANGES):
-                del waiting[fit.rank]
-                if not waiting:
-                    return
-
-    def _take(self, droid: Droid, got: int) -> list[Range]:
-        """Contiguous pieces from the Droid's cursor on; at most its fair share of half of what is pending, and not more
-        than it wants besides the `got` events it gets already."""
-        pending, size = self.ledger.pending, self.settings.size
-        fair = math.ceil(pending.total * droid.workers / (2 * max(1, self._workers)))
-        count = min(droid.want - got, max(1, fair))
-        ranges: list[Range] = []
-        while count > 0 and pending and len(ranges) < GRANT_RANGES:
-            found = pending.next_from(droid.cursor)
-            assert found is not None
-            start, stop = found
-            file = bisect_right(self.cuts, start)
-            stop = min(stop, self.cuts[file]) if file < len(self.cuts) else stop
-            cut = min(stop, start + count)
-            if size:  # whole ranges of the grid only; what begins within one, behind a hole, ends with it
-                inside = (start - self.cuts[file - 1]) % size
-                whole = size - inside if inside else math.ceil((cut - start) / size) * size
-                cut = min(stop, start + whole)
-            self.ledger.grant(droid.rank, start, cut)
-            ranges.append((start, cut, 0))
-            count -= cut - start
-            droid.cursor = cut
-        return ranges
+    def _failed_everywhere(self, ranks: set[int]) -> bool:
+        if len(ranks) < self._active or self.awaited:
+            return False
+        return {d.rank for d in self.active} <= ranks
 
     def _tail(self, now: float) -> list[Instruction]:
         """Nothing is pending: move work from the loaded to the idle, or copy the slowest events."""
         waiting, working = list(self._idle.values()), self.at_work
-        asked = tail.reclaim(now, self.ledger, waiting, working)
+        asked = tail.reclaim(now, self.ledger, waiting, working, self.settings.size > 0)
         if asked:
             return [Send(droid.rank, messages.Reclaim(events)) for droid, events in asked]
         out: list[Instruction] = []

@@ -37,11 +37,17 @@ class Droid:
     heard: float = 0.0
     ask_at: float = -math.inf  #: when it may be asked again to give something back
     patience: float = 0.0  #: seconds to wait after that: longer each time it could not
+    held_since: float = math.inf  #: when it began to wait for the verdict of others
     had: IntervalSet = field(default_factory=IntervalSet)  #: what it held when it was lost and has not answered since
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT))  #: its last outcomes, True is failed
     verdicts: deque[bool] = field(
         default_factory=lambda: deque(maxlen=RECENT)
     )  #: True: what failed here went well elsewhere
+
+    @property
+    def suspect(self) -> bool:
+        """As `failing`, from the first event on: its word alone does not condemn an event."""
+        return sum(self.recent) >= MOSTLY * len(self.recent)
 
     @property
     def failing(self) -> bool:

@@ -61,6 +61,7 @@ class MasterShell:
         self.unsynced: dict[int, int] = {}  # Droid -> number of its last note in the journal that it wants acknowledged
         self.unkept: dict[int, int] = {}  # the same, of those that are being synced
         self.stop_now = ""
+        dispatcher.awaited = set(range(1, transport.size))
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.syncer = Syncer(self._ring)
         self._offset = time.time() - time.monotonic()
@@ -170,6 +171,7 @@ class MasterShell:
         if now - begun > STARTING:
             for rank in set(range(1, self.transport.size)) - self.greeted:
                 self.greeted.add(rank)
+                self.dispatcher.awaited.discard(rank)
                 self.info.say(f"rank {rank} has not started within {STARTING:.0f} s and is not waited for")
         deadline = self.info.deadline()
         self.dispatcher.deadline = None if deadline is None else deadline - self._offset

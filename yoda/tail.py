@@ -24,14 +24,18 @@ def pause(droids: int) -> float:
     return PASS_SECONDS + PASS_PER_DROID * droids
 
 
-def reclaim(now: float, ledger: Ledger, waiting: list[Droid], working: Iterable[Droid]) -> list[tuple[Droid, int]]:
-    """Whom to ask for how many events, for the idle workers of `waiting`."""
+def reclaim(
+    now: float, ledger: Ledger, waiting: list[Droid], working: Iterable[Droid], whole: bool
+) -> list[tuple[Droid, int]]:
+    """Whom to ask for how many events, for the idle workers of `waiting`; `whole`: ranges once begun stay whole."""
     room = {d.rank: max(0, d.workers - d.busy) for d in waiting}
     idle = sum(room.values())
     loaded = []
     for droid in working:
         held = ledger.granted.get(droid.rank)
         spare = held.total - droid.busy if held else 0
+        if whole:
+            spare = min(spare, droid.backlog)
         if spare > 0 and now >= droid.ask_at:
             loaded.append((spare * (droid.seconds_per_event or 1.0) / droid.workers, spare, droid))
     loaded.sort(key=lambda entry: -entry[0])
@@ -61,8 +65,8 @@ def copies(
         held = ledger.granted.get(other.rank)
         silent = now - other.heard
         for event, seconds in other.running if held else ():
-            if seconds + silent <= slow or ledger.copied(event, event + 1):
-                continue
+            if seconds + silent <= slow or ledger.copied(event, event + 1) or event in ledger.attempts:
+                continue  # what has failed before may well be hanging: copies would take turns for ever
             if held is not None and event in held:
                 late.append((seconds + silent, event))
     late.sort()
@@ -78,8 +82,7 @@ def copies(
                 kept.append(entry)
             elif not ledger.copied(event, event + 1):
                 ledger.copy(droid.rank, event, event + 1)
-                retry = ledger.attempts.get(event)
-                chosen.append((event, event + 1, retry.attempts if retry else 0))
+                chosen.append((event, event + 1, 0))
         late += reversed(kept)
         if chosen:
             out.append((droid, chosen))

@@ -106,6 +106,10 @@ class Plan:
                 poison = {e: "raise" for e in range(begin, min(total, begin + rng.randint(1, 40)))}
             for _ in range(rng.randint(1, 4)):
                 poison[rng.randrange(total)] = rng.choice(kinds)
+        group = rng.random() < 0.25
+        size = rng.choice([0, 0, 0, 1, 7, 50, 400])
+        if group and "hang" in poison.values():
+            size = min(size or 5, 7)  # a group may take as long as all its events together
         schemas = rng.random() < 0.2
         return cls(
             seed=seed,
@@ -116,9 +120,9 @@ class Plan:
             poison=poison,
             misfits={rng.randrange(total)} if schemas and rng.random() < 0.5 else set(),
             flaky=rng.choice([0, 0, 0, 0.01, 0.05]) / max(1.0, total / 200),
-            group=rng.random() < 0.25,
+            group=group,
             timeout=timeout,
-            size=rng.choice([0, 0, 0, 1, 7, 50, 400]),
+            size=size,
             range_seconds=rng.choice([0.1, 1.0, 1.0, 10.0]),
             max_attempts=rng.choice([1, 2, 3, 3, 3]),
             grace=rng.choice([1.0, 5.0, 30.0]),
@@ -254,6 +258,7 @@ class World:
             "steps": self.steps,
             "messages": self.messages,
             "quarantined": len(self.quarantined),
+            "wrongly": len(self.quarantined - self.plan.poison.keys() - self.plan.misfits),
             "granted": sum(self.grants.values()),
         }
 
@@ -414,10 +419,6 @@ class World:
         for event in done:
             if event in plan.poison or event in plan.misfits:
                 raise Violation(f"event {event} always fails and is done")
-        if progress.damage and not all(
-            "unfinished" in d or "lost" in d or "empty" in d for d in progress.damage.values()
-        ):
-            raise Violation(f"journals are damaged: {progress.damage}")
 
 
 class SimYoda:
@@ -434,6 +435,7 @@ class SimYoda:
         self.done = IntervalSet(self.known.done)  # by our own book
         self.dispatcher = Dispatcher(ledger, plan.cuts, settings, plan.total)
         self.dispatcher.schema = self.known.schema
+        self.dispatcher.awaited = set(range(1, count + 1))
         self.path = world.taskdir.journal(world.allocation)
         self.journal = JournalWriter(self.path, FINGERPRINT, world.allocation, NoSync())
         self.greeted: set[int] = set()
@@ -484,6 +486,7 @@ class SimYoda:
             self.greeted.add(rank)
         if now - self.begun > STARTING:
             self.greeted.update(range(1, self.count + 1))
+            d.awaited.clear()
         self.do(d.tick(now, max(0.0, now - self.last - 5.0)))
         if d.complete and not d.draining:
             self.do(d.finish(now, 60.0))
