@@ -201,7 +201,8 @@ def _yoda(
     ledger = ledger_of(axis.total, known)
     dispatcher = Dispatcher(ledger, [file.start for file in axis.files], settings, axis.total)
     dispatcher.schema = known.schema
-    slurm_end = EndTime(allocation, environ, time.time)
+    # the file our batch script keeps is cheap to look at; asking Slurm itself would fork
+    slurm_end = told_when_moved(EndTime(allocation, environ, time.time, interval=10.0), say)
     own_end = time.time() + setting.request.time if setting.request.time is not None else None
 
     def deadline() -> float | None:
@@ -300,6 +301,21 @@ def _merge(prepared: Prepared, code: int) -> int:
     more = f" and {len(merged.files) - 3} more" if len(merged.files) > 3 else ""
     print(f"{merged.events} events of task {prepared.frozen.task} are in {files}{more}", flush=True)
     return code
+
+
+def told_when_moved(end: Callable[[], float | None], say: Callable[[str], None]) -> Callable[[], float | None]:
+    """The end of the allocation, which is told when it is first known and when it moved by more than a few seconds."""
+    last: list[float] = []
+
+    def look() -> float | None:
+        now = end()
+        if now is not None and not (last and abs(now - last[0]) < 10.0):
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+            say(f"this allocation ends at {when}" + (", not as was told before" if last else ""))
+            last[:] = [now]
+        return now
+
+    return look
 
 
 def sayer(path: str) -> Callable[[str], None]:
