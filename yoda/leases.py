@@ -331,8 +331,11 @@ class Leases:
         for part in there[1:]:
             run = [*run, part] if part == run[-1] + 1 else [part]
             longest = run if len(run) > len(longest) else longest
-        if not living or (longest[0] and self.owner[longest[0] - 1] == self.name):
-            return longest[0]
-        if len(longest) == len(self.owner):  # several that start together should not all begin in one place
-            return longest[zlib.crc32(self.name.encode()) * len(longest) >> 32]
-        return longest[len(longest) // 2] if longest[0] else longest[0]
+        first = longest[0]
+        if not living or self.owner[first] == FREE or first == 0 or self.owner[first - 1] == self.name:
+            at = 0
+            if living and len(longest) == len(self.owner):  # several that start together should not all begin there
+                at = zlib.crc32(self.name.encode()) * len(longest) >> 32
+        else:  # somebody is coming from the left
+            at = len(longest) // 2
+        return longest[at]

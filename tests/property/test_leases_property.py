@@ -169,7 +169,7 @@ class Alloc:
 def simulate(seed: int, stale: float, chaos: bool) -> tuple[World, list[Alloc]]:
     """Run allocations until the task is complete; new ones start whenever none is left."""
     rng = random.Random(seed)
-    total = rng.choice([1, 7, 300, 5000])
+    total = rng.choice([1, 7, 300, 5000, 20_000])
     size = rng.choice([0, 0, 10])
     cuts = sorted(rng.sample(range(total), min(total, rng.randrange(1, 9))))
     world = World(rng, total, stale)
@@ -189,13 +189,13 @@ def simulate(seed: int, stale: float, chaos: bool) -> tuple[World, list[Alloc]]:
         living = [a for a in allocations if not a.over]
         if world.now < quiet and living:
             what, victim = rng.random(), rng.choice(living)
-            if what < 0.01:
+            if what < 0.02:
                 victim.crash()
-            elif what < 0.02:
+            elif what < 0.04:
                 victim.frozen_until = world.now + rng.uniform(1, 4 * TIMEOUT)
-            elif what < 0.03:
+            elif what < 0.05:
                 victim.end()
-            elif what < 0.04 and len(living) < 5:
+            elif what < 0.08 and len(living) < 5:
                 start()
         if world.done.total < total and not [a for a in allocations if not a.over]:
             start()
@@ -217,7 +217,7 @@ def assert_sane(allocation: Alloc) -> None:
     assert not missing, f"forgotten by {allocation.name}: {missing}"
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_every_event_is_done_whatever_happens(seed: int) -> None:
     world, _ = simulate(seed, stale=random.Random(seed).choice([0.0, 3.0, 30.0]), chaos=True)
     assert list(world.done) == [(0, world.total)]
