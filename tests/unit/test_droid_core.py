@@ -1,0 +1,538 @@
+"""The rules of the Droid's core, one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from droid.core import (
+    BARREN,
+    GAP,
+    START_FAILURES,
+    Assign,
+    Cut,
+    Discard,
+    DroidCore,
+    Failure,
+    Instruction,
+    Kill,
+    Rows,
+    SetSchema,
+    Sick,
+    Spawn,
+)
+from droid.pace import FIRST_LIMIT, GROWTH, LIMIT_FACTOR, LIMIT_FLOOR, RETRY_LIMIT_FACTOR
+from droid.slots import SLOT
+from eventrange import records
+from eventrange.messages import Range
+from eventrange.records import Code, Kind
+from eventrange.times import edge, time_bin
+
+
+class Droid:
+    """A core with `workers` ready workers, and short words for what happens to it."""
+
+    def __init__(self, workers: int = 1, timeout: float | None = None, ready: bool = True) -> None:
+        self.core = DroidCore(workers, timeout)
+        self.slots: NDArray[Any] = np.zeros(workers, SLOT)
+        self.slots["event"] = -1
+        self.now = 100.0
+        self.core.start()
+        for index in range(workers if ready else 0):
+            self.core.worker_ready(index)
+
+    def granted(self, *ranges: tuple[int, int], size: int = 0, seconds: float = 1.0, **more: Any) -> list[Instruction]:
+        values: dict[str, Any] = {"remaining": 1000, "schema": "", "attempt": 0, **more}
+        work = [(a, b, values["attempt"]) for a, b in ranges]
+        return self.core.granted(self.now, work, size, seconds, values["remaining"], values["schema"])
+
+    def results(self, worker: int, *rows: tuple[Kind, int, int], wall: float = 0.0, schema: str = "") -> Any:
+        made = records.new(len(rows))
+        for made_row, (kind, start, stop) in zip(made, rows, strict=True):
+            made_row["kind"], made_row["start"], made_row["stop"] = kind, start, stop
+            made_row["size"] = 100 if kind == Kind.DONE else 0
+            made_row["wall"] = wall
+        keep, todo = self.core.results(worker, made, {}, schema)
+        return made, keep, todo
+
+    def measured(self, seconds: float, events: int = 10_000) -> None:
+        """As if `events` of `seconds` each had been done."""
+        self.core.pace.measure(seconds * events, events)
+
+    def on(self, worker: int, event: int, count: int = 1) -> None:
+        self.slots["event"][worker], self.slots["count"][worker] = event, count
+
+    def after(self, seconds: float, step: float = 1.0, **more: Any) -> list[Instruction]:
+        out: list[Instruction] = []
+        for _ in range(round(seconds / step)):
+            self.now += step
+            out += self.core.tick(self.now, self.slots, **more)
+        return out
+
+    def died(self, worker: int, event: int = -1, count: int = 0, **more: Any) -> list[Instruction]:
+        return self.core.worker_exited(worker, "signal 11", event, count, **more)
+
+
+def ranges(todo: list[Instruction], kind: type = Assign) -> list[tuple[int, int]]:
+    """What is assigned, or returned (Rows), by `todo`."""
+    out = []
+    for step in todo:
+        if isinstance(step, Assign) and kind is Assign:
+            out += [(a, b) for a, b, _ in step.ranges]
+        elif isinstance(step, Rows) and kind is Rows:
+            assert (step.rows["kind"] == Kind.RETURNED).all()
+            out += list(zip(step.rows["start"].tolist(), step.rows["stop"].tolist(), strict=True))
+    return out
+
+
+def of(todo: list[Instruction], kind: type) -> list[Any]:
+    return [step for step in todo if isinstance(step, kind)]
+
+
+def backlog(droid: Droid) -> list[Range]:
+    return list(droid.core.backlog)
+
+
+# -- asking and giving out ---------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_asked_for_before_a_worker_is_ready() -> None:
+    d = Droid(2, ready=False)
+    assert d.core.want(d.now) == 0
+    d.core.worker_ready(0)
+    assert d.core.want(d.now) == 2
+
+
+def test_asks_once_and_waits_for_the_answer() -> None:
+    d = Droid(2)
+    assert d.core.want(d.now) == 4 and d.core.waiting_for_yoda
+    assert d.core.want(d.now + 60) == 0
+    d.granted((0, 2))
+    assert not d.core.waiting_for_yoda
+    assert d.core.want(d.now) > 0  # both are at work and the backlog is empty
+
+
+def test_an_empty_grant_is_an_answer_and_yoda_will_write_again() -> None:
+    d = Droid(1)
+    d.core.want(d.now)
+    d.granted(remaining=0)
+    assert not d.core.waiting_for_yoda
+    assert d.core.want(d.now + 60) == 0
+    d.granted((0, 1))
+    assert d.core.want(d.now) > 0
+
+
+def test_the_low_water_mark_follows_the_round_trip_and_the_time_per_event() -> None:
+    d = Droid(4)
+    d.measured(0.01)
+    low, high = d.core.pace.marks(4, 1.0, 0)
+    assert low == 40 and high == 440  # 0.1 s ahead, and a second for each
+    for _ in range(60):
+        d.core.pace.answered(1.0)
+    assert d.core.pace.marks(4, 1.0, 0)[0] == pytest.approx(1600, rel=0.01)
+
+
+@pytest.mark.parametrize("seconds", [-1e9, 0.0, 1e12])
+def test_a_clock_that_jumps_leaves_the_round_trip_sane(seconds: float) -> None:
+    d = Droid(1)
+    d.core.want(d.now)
+    d.now += seconds
+    d.granted((0, 1))
+    assert 0 < d.core.pace.round_trip < 10
+
+
+def test_ranges_grow_with_what_was_measured_not_faster() -> None:
+    d = Droid(1)
+    assert ranges(d.granted((0, 10_000))) == [(0, 1)]
+    _, _, todo = d.results(0, (Kind.DONE, 0, 1), wall=1e-4)
+    assert max(b - a for a, b in ranges(todo)) == GROWTH
+    d = Droid(1)
+    d.measured(0.01)
+    assert ranges(d.granted((0, 10_000), seconds=2.0))[0] == (0, 200)
+
+
+def test_tiny_ranges_travel_together_long_ones_alone() -> None:
+    d = Droid(1)
+    d.measured(1e-4)
+    assert len(ranges(d.granted((0, 100_000), size=1))) > 100
+    d = Droid(1)
+    d.measured(1.0)
+    assert ranges(d.granted((0, 100_000), size=1)) == [(0, 1)]
+
+
+def test_fixed_sizes_are_kept() -> None:
+    d = Droid(2)
+    assert ranges(d.granted((0, 25), size=10)) == [(0, 10), (10, 20)]
+    assert backlog(d) == [(20, 25, 0)]
+
+
+def test_at_the_tail_ranges_shrink() -> None:
+    d = Droid(4)
+    d.measured(0.01)
+    todo = d.granted((0, 80), remaining=0)
+    assert all(b - a <= 10 for a, b in ranges(todo))
+    assert len(ranges(todo)) >= 4
+
+
+def test_every_idle_worker_gets_something_first() -> None:
+    d = Droid(3)
+    assert [step.worker for step in of(d.granted((0, 3)), Assign)] == [0, 1, 2]
+
+
+# -- workers that die --------------------------------------------------------------------------------------------------
+
+
+def test_a_dead_worker_is_replaced_and_only_its_event_is_to_blame() -> None:
+    d = Droid(1)
+    d.granted((0, 10), size=10)
+    todo = d.died(0, event=3, count=1)
+    (failure,) = of(todo, Failure)
+    assert (failure.event, failure.code) == (3, Code.EXITED)
+    assert of(todo, Spawn) == [Spawn(0)]
+    assert backlog(d) == [(0, 3, 0), (4, 10, 0)]
+
+
+def test_results_it_sent_before_it_died_count() -> None:
+    d = Droid(1)
+    d.granted((0, 10), size=10)
+    d.results(0, (Kind.DONE, 0, 4))
+    d.died(0, event=5, count=1)
+    assert backlog(d) == [(4, 5, 0), (6, 10, 0)]
+
+
+def test_a_group_is_split_when_it_is_unclear_who_is_to_blame() -> None:
+    d = Droid(1)
+    d.granted((0, 3), size=3)
+    todo = d.died(0, event=0, count=3)
+    assert not of(todo, Failure)
+    assert backlog(d) == [(0, 1, 0), (1, 2, 0), (2, 3, 0)]
+
+
+def test_a_worker_that_was_on_nothing_blames_nothing() -> None:
+    d = Droid(1)
+    d.granted((0, 3), size=3)
+    assert not of(d.died(0), Failure)
+    assert backlog(d) == [(0, 3, 0)]
+
+
+def test_workers_that_die_before_they_are_ready_make_the_droid_sick() -> None:
+    d = Droid(2, ready=False)
+    todo: list[Instruction] = []
+    for _ in range(START_FAILURES):
+        assert not of(todo, Sick)
+        todo = d.died(0)
+    assert of(todo, Sick)
+    assert not of(todo, Spawn)
+    assert d.core.stopped
+
+
+def test_one_that_starts_well_starts_the_count_anew() -> None:
+    d = Droid(2, ready=False)
+    for _ in range(10):
+        for _ in range(START_FAILURES - 1):
+            assert not of(d.died(0), Sick)
+        d.core.worker_ready(1)
+
+
+def test_workers_that_keep_dying_on_nothing_make_the_droid_sick() -> None:
+    d = Droid(1)
+    d.granted((0, 3), size=3)
+    for _ in range(BARREN - 1):
+        assert not of(d.died(0), Sick)
+        d.core.worker_ready(0)
+    d.results(0, (Kind.DONE, 0, 1))
+    for _ in range(BARREN - 1):
+        assert not of(d.died(0), Sick)
+        d.core.worker_ready(0)
+    assert of(d.died(0), Sick)
+
+
+def test_the_workers_of_a_sick_droid_died_of_that() -> None:
+    d = Droid(2)
+    d.granted((0, 2), size=1)
+    d.core.stopped = True
+    todo = d.died(0, event=0, count=1)
+    assert not of(todo, Failure) and ranges(todo, Rows) == [(0, 1)]
+
+
+def test_a_zygote_that_dies_costs_nobody_an_attempt() -> None:
+    d = Droid(2)
+    d.granted((0, 4), size=2)
+    d.on(0, 1)
+    todo = d.core.zygote_restarted()
+    assert of(todo, Spawn) == [Spawn(0), Spawn(1)]
+    assert not of(todo, Failure) and not of(todo, Sick)
+    assert sorted(backlog(d)) == [(0, 2, 0), (2, 4, 0)]
+
+
+# -- events that take too long -----------------------------------------------------------------------------------------
+
+
+def test_the_limit_is_fixed_or_follows_the_measured_tail() -> None:
+    assert DroidCore(1, timeout=5.0).limit(3) == 5.0
+    core = DroidCore(1)
+    assert core.limit(0) == FIRST_LIMIT
+    core.times[time_bin(1.0)] = 100
+    assert core.limit(0) == LIMIT_FLOOR
+    core.times[time_bin(100.0)] = 100
+    assert core.limit(0) == LIMIT_FACTOR * edge(time_bin(100.0))
+
+
+def test_slow_is_not_wrong_so_each_attempt_gets_longer() -> None:
+    core = DroidCore(1)
+    core.times[time_bin(1.0)] = 100
+    assert core.limit(2) == LIMIT_FLOOR * RETRY_LIMIT_FACTOR**2
+    d = Droid(1)
+    d.core.times[time_bin(1.0)] = 100
+    d.granted((7, 8), attempt=1)
+    d.on(0, 7)
+    assert not of(d.after(3 * LIMIT_FLOOR), Kill)
+    assert of(d.after(2 * LIMIT_FLOOR), Kill)
+
+
+def test_a_hanging_event_is_killed_and_blamed() -> None:
+    d = Droid(1, timeout=10.0)
+    d.granted((0, 3), size=3)
+    d.on(0, 1)
+    assert not of(d.after(10.0), Kill)
+    assert [k.worker for k in of(d.after(5.0), Kill)] == [0]
+    (failure,) = of(d.died(0, event=1, count=1), Failure)
+    assert (failure.event, failure.code) == (1, Code.TIMEOUT)
+    assert failure.wall > 10
+
+
+def test_one_that_got_on_to_the_next_event_before_the_kill_blames_nobody() -> None:
+    d = Droid(1, timeout=10.0)
+    d.granted((0, 3), size=3)
+    d.on(0, 1)
+    assert of(d.after(15.0), Kill)
+    assert not of(d.died(0, event=2, count=1), Failure)
+    assert backlog(d) == [(0, 3, 0)]
+
+
+def test_a_group_has_the_time_of_all_its_events() -> None:
+    d = Droid(1, timeout=10.0)
+    d.granted((0, 4), size=4)
+    d.on(0, 0, count=4)
+    assert not of(d.after(40.0), Kill)
+    assert of(d.after(5.0), Kill)
+
+
+def test_hours_in_which_we_did_not_run_are_no_hang() -> None:
+    d = Droid(1, timeout=10.0)
+    d.granted((0, 1))
+    d.on(0, 0)
+    d.after(2.0)
+    d.now += 7 * 3600
+    assert not d.core.tick(d.now, d.slots)
+    assert d.core.workers[0].watched[1] <= 2.0 + GAP
+
+
+def test_a_worker_that_the_kernel_stopped_does_not_hang() -> None:
+    d = Droid(1, timeout=10.0)
+    d.granted((0, 1))
+    d.on(0, 0)
+    assert not of(d.after(3600.0, stopped=frozenset({0})), Kill)
+
+
+def test_a_clock_that_runs_back_kills_nobody() -> None:
+    d = Droid(1, timeout=10.0)
+    d.granted((0, 1))
+    d.on(0, 0)
+    d.after(3.0)
+    d.now -= 1e6
+    assert not d.after(5.0)
+    assert 0 <= d.core.workers[0].watched[1] <= 8.0
+
+
+# -- the end of an allocation ------------------------------------------------------------------------------------------
+
+
+def test_drain_returns_the_backlog_and_cuts_the_workers() -> None:
+    d = Droid(1)
+    d.granted((0, 100), size=10)
+    todo = d.core.drain(d.now, 30.0)
+    assert ranges(todo, Rows) == [(10, 100)]
+    assert of(todo, Cut) == [Cut(0)]
+    assert not d.core.finished
+    rows, keep, todo = d.results(0, (Kind.DONE, 0, 3), (Kind.RETURNED, 3, 10))
+    assert keep.all() and rows["kind"].tolist() == [Kind.DONE, Kind.RETURNED]
+    assert not todo and d.core.finished
+
+
+def test_one_that_cuts_only_one_of_its_ranges_is_cut_again() -> None:
+    d = Droid(1)
+    d.measured(0.01)
+    d.granted((0, 20), size=5)
+    assert len(d.core.workers[0].given) > 1
+    d.core.drain(d.now, 30.0)
+    _, _, todo = d.results(0, (Kind.DONE, 0, 2), (Kind.RETURNED, 2, 5))
+    assert of(todo, Cut) == [Cut(0)]
+
+
+def test_a_grant_that_comes_after_the_drain_goes_back() -> None:
+    d = Droid(1)
+    d.core.drain(d.now, 30.0)
+    assert ranges(d.granted((0, 100)), Rows) == [(0, 100)]
+    assert d.core.finished
+
+
+def test_what_is_not_done_in_time_is_killed_and_is_no_failure() -> None:
+    d = Droid(1)
+    d.granted((0, 10), size=10)
+    d.on(0, 0)
+    d.core.drain(d.now, 30.0)
+    assert not of(d.after(26.0), Kill)
+    assert of(d.after(2.0), Kill)
+    todo = d.died(0, event=0, count=1)
+    assert not of(todo, Failure) and not of(todo, Spawn)
+    assert ranges(todo, Rows) == [(0, 10)]
+    assert d.core.finished
+
+
+def test_no_grace_is_no_grace() -> None:
+    d = Droid(1)
+    d.granted((0, 10), size=10)
+    d.core.drain(d.now, 0.0)
+    assert of(d.core.tick(d.now, d.slots), Kill)
+
+
+def test_a_second_drain_can_only_shorten_the_grace() -> None:
+    d = Droid(1)
+    d.granted((0, 10), size=10)
+    d.core.drain(d.now, 30.0)
+    assert not d.core.drain(d.now, 300.0)
+    assert not d.core.drain(d.now, 4.0)
+    assert of(d.after(3.0), Kill)
+
+
+def test_a_crash_while_draining_is_no_failure() -> None:
+    d = Droid(1)
+    d.granted((0, 10), size=10)
+    d.core.drain(d.now, 30.0)
+    todo = d.died(0, event=4, count=1)
+    assert not of(todo, Failure) and ranges(todo, Rows) == [(0, 10)]
+
+
+# -- the tail ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_idle_worker_gets_the_rest_of_the_longest_range() -> None:
+    d = Droid(2)
+    d.granted((0, 10), remaining=1)
+    d.core.backlog.clear()
+    d.core.workers[0].given.clear()
+    d.core.workers[0].given.append((0, 10, 0))
+    d.core.workers[0].events = 10
+    d.core.workers[1].given.clear()
+    d.core.remaining = 0
+    d.on(0, 2)
+    assert of(d.core.tick(d.now, d.slots), Cut) == [Cut(0)]
+    _, keep, todo = d.results(0, (Kind.DONE, 0, 3), (Kind.RETURNED, 3, 10))
+    assert keep.tolist() == [True, False]
+    assert {step.worker for step in of(todo, Assign)} == {0, 1}
+
+
+def test_reclaim_takes_from_the_end_of_the_backlog() -> None:
+    d = Droid(1)
+    d.granted((0, 1), (1, 10), (20, 30))
+    assert ranges(d.core.reclaimed(12, d.slots), Rows) == [(20, 30), (8, 10)]
+    assert backlog(d) == [(1, 8, 0)]
+
+
+def test_reclaim_keeps_fixed_sizes_whole() -> None:
+    d = Droid(1)
+    d.granted((0, 40), size=10)
+    assert ranges(d.core.reclaimed(12, d.slots), Rows) == [(20, 40)]
+    d.core.backlog.clear()
+    assert not d.core.reclaimed(5, d.slots)  # nor is a range that was begun cut
+
+
+def test_reclaim_cuts_a_worker_when_there_is_no_backlog_and_new_work_ends_it() -> None:
+    d = Droid(1)
+    d.granted((0, 10), seconds=1.0)
+    d.core.backlog.clear()
+    d.core.workers[0].given[0] = (0, 10, 0)
+    d.core.workers[0].events = 10
+    d.on(0, 0)
+    assert d.core.reclaimed(5, d.slots) == [Cut(0)]
+    rows, keep, _ = d.results(0, (Kind.DONE, 0, 1), (Kind.RETURNED, 1, 10))
+    assert keep.all() and rows["code"][1] == Code.REVOKED
+    assert d.core.reclaim == 0
+    d.core.reclaim = 7
+    d.granted((50, 60))
+    assert d.core.reclaim == 0
+
+
+def test_what_a_worker_returns_unasked_stays_here() -> None:
+    """It had finished before it saw that it was to be cut, and took the flag for the next range."""
+    d = Droid(1)
+    d.granted((0, 5), size=5)
+    _, keep, todo = d.results(0, (Kind.RETURNED, 0, 5))
+    assert not keep.any()
+    assert ranges(todo) == [(0, 5)]
+
+
+def test_revoked_ranges_are_dropped_and_their_worker_is_freed() -> None:
+    d = Droid(2)
+    d.granted((0, 2), (5, 9), size=2)
+    todo = d.core.revoked([(0, 2, 0), (7, 9, 0)])
+    assert [k.worker for k in of(todo, Kill)] == [0]
+    assert not backlog(d)
+    todo = d.died(0, event=0, count=1)
+    assert not of(todo, Failure) and of(todo, Spawn)
+    assert d.core.held == 2
+
+
+def test_revoked_while_its_result_is_on_the_way() -> None:
+    d = Droid(1)
+    d.granted((0, 2), size=2)
+    assert of(d.core.revoked([(0, 2, 0)]), Kill)
+    _, keep, todo = d.results(0, (Kind.DONE, 0, 2))
+    assert keep.all() and not of(todo, Assign)  # first record wins; no work for one that is being killed
+    d.granted((4, 6), size=2)
+    assert ranges(d.died(0)) == []
+    assert ranges(d.core.worker_ready(0)) == [(4, 6)]
+
+
+def test_a_worker_that_has_more_than_what_was_revoked_lives() -> None:
+    d = Droid(1)
+    d.measured(0.01)
+    d.granted((0, 10), size=2)
+    assert not of(d.core.revoked([(0, 2, 0)]), Kill)
+
+
+# -- fields ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_fields_are_told_to_all_workers() -> None:
+    d = Droid(2)
+    d.granted((0, 2), size=1)
+    _, keep, todo = d.results(0, (Kind.DONE, 0, 1), schema="A")
+    assert keep.all() and of(todo, SetSchema) == [SetSchema("A")]
+
+
+def test_a_worker_with_other_fields_tries_again() -> None:
+    d = Droid(2)
+    d.granted((0, 2), size=1)
+    d.results(0, (Kind.DONE, 0, 1), schema="A")
+    _, keep, todo = d.results(1, (Kind.DONE, 1, 2), schema="B")
+    assert not keep.any() and of(todo, SetSchema) == [SetSchema("A")]
+    assert ranges(todo) == [(1, 2)]
+
+
+def test_images_on_the_way_to_disk_are_discarded_when_yoda_knows_other_fields() -> None:
+    d = Droid(1)
+    d.granted((0, 2), size=1)
+    d.results(0, (Kind.DONE, 0, 1), schema="B")
+    todo = d.granted((5, 6), schema="A")
+    assert todo[:2] == [Discard(), SetSchema("A")]
+    assert not of(d.granted((6, 7), schema="A"), Discard)
+
+
+def test_the_first_word_of_yoda_about_fields_discards_nothing() -> None:
+    d = Droid(1)
+    assert not of(d.granted((0, 2), schema="A"), Discard)
