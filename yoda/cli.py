@@ -54,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="show it again every two seconds until the task is complete")
     status.set_defaults(command=_status)
 
+    report = commands.add_parser("report", help="one HTML page: where every core-second went")
+    report.add_argument("task")
+    report.add_argument("-o", "--output", metavar="FILE", help="default TASK/report.html")
+    report.add_argument("--images", metavar="DIR", help="also write its pictures, for talks and papers")
+    report.set_defaults(command=_report)
+
     journal = commands.add_parser("journal", help="every record of a task's journals")
     journal.add_argument("task")
     journal.add_argument("--json", action="store_true", help="one JSON object per line")
@@ -178,6 +184,13 @@ def _status(args: argparse.Namespace) -> int:
         if not args.watch or found["complete"]:
             return OK
         time.sleep(WATCH_SECONDS)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from yoda.report import report
+
+    print(report(TaskDir(os.path.abspath(args.task)), args.output, args.images))
+    return OK
 
 
 def _journal(args: argparse.Namespace) -> int:

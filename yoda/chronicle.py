@@ -1,0 +1,317 @@
+"""Everything the report draws, gathered in one further reading of the journals: bounded by the pictures, not the task.
+
+The first reading is the accounting's: it says who lived when. From it follow the time axis and the lanes; this reading
+then adds every record to the sums of the pictures.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eventrange.history import JournalState, Story
+from eventrange.records import Code, Kind
+from eventrange.taskdir import TaskDir
+from yoda.core_seconds import Account, Allocation, DroidLife
+from yoda.lanes import Grid
+from yoda.pace import Pace
+from yoda.timeaxis import TimeAxis
+
+COLUMNS = 800
+LANES = 64  #: of one picture at most
+SLOWEST = 20
+EVIDENCE, PER_EVENT, TEXT = 200, 3, 1500  #: events with evidence, attempts of each, characters of each text
+
+
+@dataclass
+class Life:
+    """When a Droid lived, and where it is drawn. Unix seconds."""
+
+    droid: DroidLife
+    begin: float
+    joined: float
+    end: float
+    killed: bool
+    alive: bool
+    node: int = -1  #: lane in the picture of nodes
+    core: int = -1  #: lane of its first core in the picture of cores
+    cores: int = 0  #: cores of it that are drawn
+
+
+@dataclass
+class Chronicle:
+    """What the pictures need."""
+
+    axis: TimeAxis
+    nodes: Grid
+    cores: Grid
+    node_labels: list[str]
+    core_labels: list[str]
+    cores_total: int  #: the most cores that worked side by side, in lanes
+    droids_total: int
+    pace: Pace = field(default_factory=Pace)
+    done: NDArray[np.float64] = field(default_factory=lambda: np.zeros(COLUMNS))  #: events that ended, by column
+    bytes: float = 0.0  #: of images
+    attempts: Counter[int] = field(default_factory=Counter)  #: attempts before it was done -> events
+    failed: Counter[str] = field(default_factory=Counter)  #: category -> attempts that failed
+    failed_seconds: Counter[str] = field(default_factory=Counter)
+    returned: Counter[str] = field(default_factory=Counter)  #: category -> events given back
+    returned_seconds: Counter[str] = field(default_factory=Counter)
+    granted: int = 0  #: events
+    slowest: list[tuple[float, int, int, float, str, int, int]] = field(default_factory=list)
+    evidence: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    breaker: list[dict[str, Any]] = field(default_factory=list)
+    sealed: int = 0
+    sealed_bytes: int = 0
+    staged: Counter[str] = field(default_factory=Counter)  #: endpoint -> bytes
+    versions: dict[str, str] = field(default_factory=dict)
+    journals: dict[str, JournalState] = field(default_factory=dict)
+
+
+def chronicle(taskdir: TaskDir, fingerprint: str, account: Account, alive_since: float) -> Chronicle:
+    """Read the journals of a task whose accounting is known."""
+    lives = {one.name: _lives(one, alive_since) for one in account.allocations}
+    spans = [(life.begin, life.end) for mine in lives.values() for life in mine.values()]
+    axis = TimeAxis(spans, COLUMNS)
+    out = _layout(axis, account.allocations, lives)
+    quarantined = account.fold.result()[1]
+    readers = {
+        one.name: _Reader(out, one, lives[one.name], one.end is None and one.last > alive_since)
+        for one in account.allocations
+    }
+    story = Story(taskdir, fingerprint)
+    for name, entry in story.whole():
+        if isinstance(entry, dict):
+            _note(out, name, entry, quarantined)
+        elif name in readers:
+            readers[name].rows(entry)
+    for reader in readers.values():
+        reader.finish()
+    out.slowest.sort(reverse=True)
+    out.journals = story.journals
+    return out
+
+
+def _lives(one: Allocation, alive_since: float) -> dict[int, Life]:
+    out = {}
+    running = one.end is None and 0 < alive_since < one.last
+    for droid, life in one.droids.items():
+        joined = life.joined if life.joined is not None else one.created or one.last
+        end = max(life.left if life.left is not None else one.last, life.last, joined)
+        killed = (life.left is None and one.end is None and not running) or life.reason.startswith("lost")
+        out[droid] = Life(life, joined - life.startup, joined, end, killed, running and life.left is None)
+    return out
+
+
+def _layout(axis: TimeAxis, allocations: list[Allocation], lives: dict[str, dict[int, Life]]) -> Chronicle:
+    """Give every Droid its lanes. Allocations one after another share lanes; those side by side get their own."""
+    tracks: list[tuple[float, list[list[Life]]]] = []  # (when it is free, Droids of each allocation in it)
+    everybody = [[life for _, life in sorted(lives[one.name].items())] for one in allocations if lives[one.name]]
+    for mine in sorted(everybody, key=lambda mine: min(life.begin for life in mine)):
+        begin, end = min(x.begin for x in mine), max(x.end for x in mine)
+        free = next((n for n, (until, _) in enumerate(tracks) if until <= begin), None)
+        if free is None:
+            tracks.append((end, [mine]))
+        else:
+            tracks[free] = (end, [*tracks[free][1], mine])
+    droids = sum(max(len(mine) for mine in track) for _, track in tracks)
+    cores = sum(max(sum(x.droid.workers for x in mine) for mine in track) for _, track in tracks)
+    per_lane = -(-droids // LANES) if droids else 1
+    shown = min(droids, 16) if cores > LANES else droids
+    each = LANES // max(1, shown) if cores > LANES else LANES
+    first_node = first_core = 0
+    node_labels: dict[int, set[str]] = {}
+    core_labels: dict[int, str] = {}
+    for _, track in tracks:
+        height = max(len(mine) for mine in track)
+        chosen = _spread(height, max(1, round(shown * height / max(1, droids))))
+        place, base = {}, first_core
+        for index in chosen:
+            place[index] = base
+            base += min(each, max(mine[index].droid.workers for mine in track if index < len(mine)))
+        for mine in track:
+            for index, life in enumerate(mine):
+                life.node = (first_node + index) // per_lane
+                several = sum(other.droid.host == life.droid.host for other in mine) > 1 if height <= LANES else False
+                host = f"{life.droid.host}/{life.droid.droid}" if several else life.droid.host
+                node_labels.setdefault(life.node, set()).add(host)
+                if index in place and place[index] < LANES:
+                    life.core, life.cores = place[index], min(each, life.droid.workers, LANES - place[index])
+                    for worker in range(life.cores):
+                        core_labels[life.core + worker] = f"{host} {worker}"
+        first_node, first_core = first_node + height, base
+    lanes = max(core_labels, default=0) + 1
+    labels = [_label(node_labels.get(n, set()), n, per_lane, droids) for n in range(max(node_labels, default=0) + 1)]
+    return Chronicle(
+        axis,
+        Grid(len(labels), COLUMNS),
+        Grid(lanes, COLUMNS),
+        labels,
+        [core_labels.get(n, "") for n in range(lanes)],
+        cores,
+        droids,
+    )
+
+
+def _spread(height: int, count: int) -> list[int]:
+    return sorted({round(n * (height - 1) / max(1, count - 1)) for n in range(count)})
+
+
+def _label(hosts: set[str], lane: int, per_lane: int, droids: int) -> str:
+    if per_lane > 1:
+        return f"nodes {lane * per_lane + 1}-{min(droids, (lane + 1) * per_lane)}"
+    return next(iter(hosts)) if len(hosts) == 1 else f"node {lane + 1}"
+
+
+class _Reader:
+    """Adds the records of one allocation."""
+
+    def __init__(self, out: Chronicle, one: Allocation, lives: dict[int, Life], running: bool) -> None:
+        self.out, self.allocation, self.lives, self.running = out, one, lives, running
+        size = max(lives, default=0) + 1
+        self.workers = max((life.droid.workers for life in lives.values()), default=1) or 1
+        self.node, self.core, self.count = (np.full(size, -1, np.int64) for _ in range(3))
+        for droid, life in lives.items():
+            self.node[droid], self.core[droid], self.count[droid] = life.node, life.core, life.cores
+        self.ends = np.zeros((size, self.workers))  # end of the latest work of each worker
+        self.open = np.zeros(size)
+        self.back: list[tuple[int, float, float]] = []  # droid, begin, end of work lost with what came back
+
+    def rows(self, rows: NDArray[Any]) -> None:
+        rows = rows[(rows["droid"] < len(self.node)) & (rows["time"] > 0) & (rows["time"] < 1e12) & (rows["wall"] >= 0)]
+        kind = rows["kind"]
+        length = (rows["stop"] - rows["start"]).astype(np.float64)
+        granted, done = kind == Kind.GRANTED, kind == Kind.DONE
+        failed, back = kind == Kind.FAILED, kind == Kind.RETURNED
+        size = len(self.open)
+        self.open += np.bincount(rows["droid"][granted], length[granted], size)[:size]
+        closed = done | failed | back
+        self.open -= np.bincount(rows["droid"][closed], length[closed], size)[:size]
+        self.out.granted += int(length[granted].sum())
+        self._work("productive", rows[done])
+        self._work("failed", rows[failed])
+        if done.any():
+            self._done(rows[done], length[done])
+        for chosen, counts, seconds in (
+            (rows[failed], self.out.failed, self.out.failed_seconds),
+            (rows[back], self.out.returned, self.out.returned_seconds),
+        ):
+            for code in np.unique(chosen["code"]).tolist():
+                name = _code(code)
+                mine = chosen["code"] == code
+                counts[name] += int((chosen["stop"] - chosen["start"])[mine].sum())
+                seconds[name] += float(chosen["wall"][mine].sum(dtype=np.float64))
+        lost = rows[back & (rows["wall"] > 0)]
+        for droid, time, wall in lost[["droid", "time", "wall"]].tolist():
+            self.back.append((droid, time - wall, time))
+
+    def _work(self, state: str, rows: NDArray[Any]) -> None:
+        if not len(rows):
+            return
+        droid, worker = rows["droid"].astype(np.int64), np.minimum(rows["worker"], self.workers - 1).astype(np.int64)
+        ends = rows["time"] + rows["wall"]
+        np.maximum.at(self.ends, (droid, worker), ends)
+        begin, end = self.out.axis.place(rows["time"]), self.out.axis.place(ends)
+        self.out.nodes.add(state, self.node[droid], begin, end)
+        core = np.where(worker < self.count[droid], self.core[droid] + worker, -1)
+        self.out.cores.add(state, core, begin, end)
+
+    def _done(self, rows: NDArray[Any], length: NDArray[np.float64]) -> None:
+        out = self.out
+        out.pace.add(rows)
+        column = np.minimum(out.axis.place(rows["time"] + rows["wall"]).astype(np.int64), COLUMNS - 1)
+        out.done += np.bincount(column, length, COLUMNS)
+        out.bytes += float(rows["size"].sum(dtype=np.float64))
+        for attempt in np.unique(rows["attempt"]).tolist():
+            out.attempts[attempt] += int(length[rows["attempt"] == attempt].sum())
+        per_event = rows["wall"] / np.maximum(length, 1)
+        floor = out.slowest[0][0] if len(out.slowest) == SLOWEST else 0.0
+        candidates = np.flatnonzero(per_event > floor)
+        if len(candidates) > SLOWEST:
+            candidates = candidates[np.argpartition(per_event[candidates], -SLOWEST)[-SLOWEST:]]
+        for at in candidates.tolist():
+            row = rows[at]
+            entry = (
+                float(per_event[at]),
+                int(row["start"]),
+                int(row["stop"]),
+                float(row["time"]),
+                self.allocation.name,
+                int(row["droid"]),
+                int(row["worker"]),
+            )
+            (heapq.heappush if len(out.slowest) < SLOWEST else heapq.heappushpop)(out.slowest, entry)
+
+    def finish(self) -> None:
+        """What no record says: lives, start-up, draining, and what was under way when a Droid was lost."""
+        axis, drain = self.out.axis, self.allocation.drain
+        drained = float(drain["time"]) if drain and isinstance(drain.get("time"), (int, float)) else None
+        for droid, life in self.lives.items():
+            begin, joined, end = axis.place([life.begin, life.joined, life.end]).tolist()
+            cores = np.arange(life.core, life.core + life.cores) if life.core >= 0 else np.zeros(0, np.int64)
+            parts = [("alive", begin, end), ("startup", begin, joined)]
+            if drained is not None:
+                parts.append(("draining", float(axis.place(max(drained, life.joined))), end))
+            for state, a, b in parts:
+                self.out.nodes.add(state, life.node, a, b, life.droid.workers)
+                self.out.cores.add(state, cores, np.full(len(cores), a), np.full(len(cores), b))
+            if (life.killed or life.alive) and self.open[droid] > 0:
+                since = np.where(self.ends[droid] > 0, self.ends[droid], life.joined)[: life.droid.workers]
+                latest = np.argsort(-since, kind="stable")[: int(min(self.open[droid], len(since)))]
+                self._tail("productive" if life.alive else "lost", life, cores, latest, axis.place(since[latest]), end)
+        used: set[tuple[int, int]] = set()
+        for droid, since, until in self.back:
+            if droid in self.lives:
+                self._came_back(self.lives[droid], since, until, used)
+
+    def _tail(self, state: str, life: Life, cores: Any, workers: Any, since: Any, end: float) -> None:
+        self.out.nodes.add(state, np.full(len(workers), life.node), since, np.full(len(workers), end))
+        drawn = workers < len(cores)
+        lanes = life.core + workers[drawn]
+        self.out.cores.add(state, lanes, since[drawn], np.full(int(drawn.sum()), end))
+
+    def _came_back(self, life: Life, since: float, until: float, used: set[tuple[int, int]]) -> None:
+        """Work that was broken off: its record does not say whose it was, so it goes to the worker it fits best."""
+        ends = self.ends[life.droid.droid]
+        free = [w for w in range(life.droid.workers) if (life.droid.droid, w) not in used]
+        if not free:
+            return
+        worker = min(free, key=lambda w: abs(ends[w] - since))
+        used.add((life.droid.droid, worker))
+        begin, end = self.out.axis.place([max(since, ends[worker]), until]).tolist()
+        self.out.nodes.add("lost", life.node, begin, end)
+        if worker < life.cores:
+            self.out.cores.add("lost", life.core + worker, begin, end)
+
+
+def _note(out: Chronicle, allocation: str, note: dict[str, Any], quarantined: Any) -> None:
+    what = note.get("note")
+    if what == "evidence" and isinstance(note.get("event"), int) and note["event"] in quarantined:
+        known = out.evidence.get(note["event"])
+        if known is None and len(out.evidence) < EVIDENCE:
+            known = out.evidence[note["event"]] = []
+        if known is not None and len(known) < PER_EVENT:
+            short = {key: value[-TEXT:] if isinstance(value, str) else value for key, value in note.items()}
+            known.append({**short, "allocation": allocation})
+    elif what == "breaker":
+        out.breaker.append(note)
+    elif what == "sealed":
+        out.sealed += 1
+        out.sealed_bytes += int(note.get("size") or 0)
+    elif what == "staged":
+        out.staged[str(note.get("endpoint", "?"))] += int(note.get("size") or 0)
+    elif what == "payload" and not out.versions:
+        versions = note.get("versions")
+        out.versions = versions if isinstance(versions, dict) else {}
+
+
+def _code(code: int) -> str:
+    try:
+        return Code(code).name.lower().replace("_", " ")
+    except ValueError:
+        return f"code {code}"
