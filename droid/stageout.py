@@ -14,7 +14,7 @@ from typing import IO, Any
 from eventrange.errors import StagerGone
 from eventrange.taskdir import TaskDir
 from stageout import breakerfile, protocol
-from stageout.catalogue import Known, SegmentId, prefix_of, removed_note, staged_note
+from stageout.catalogue import Known, SegmentId, removed_note, staged_note, task_prefix
 from stageout.site import EndpointSite, StageoutRules
 from stageout.stagerclient import StagerProcess
 
@@ -48,15 +48,8 @@ class Uploads:
     def begin(self, task: str, allocation: str, rank: int, log: Callable[[str], None]) -> None:
         """Tell the process what it is for."""
         self._task, self._allocation, self._rank, self.log = task, allocation, rank, log
-        prefix = prefix_of(self.rules.key, task, "")
-        self._stager.send(
-            protocol.Start(
-                self.endpoints,
-                self.rules,
-                breakerfile.load(self._state_path),
-                task=prefix.rstrip("/") if prefix else None,
-            )
-        )
+        state, shared = breakerfile.load(self._state_path), task_prefix(self.rules.key, task)
+        self._stager.send(protocol.Start(self.endpoints, self.rules, state, task=shared))
 
     def fileno(self) -> int:
         """Readable when there is news."""
@@ -98,7 +91,7 @@ class Uploads:
         return [note for report in reports for note in self._take(report)]
 
     def finish(self, seconds: float) -> None:
-        """The last segment was given. Go on for at most `seconds`, and only while some endpoint takes what it is given."""
+        """The last segment was given. Go on for at most `seconds`, and only while some endpoint takes anything."""
         if self._until is None:
             self._until = time.monotonic() + seconds + LATE
             if self._waiting and not self.ended:

@@ -74,6 +74,10 @@ class SegmentWriter:
         self.members += 1
         return offset
 
+    def raw(self, data: bytes) -> None:
+        """Add bytes as they are, to keep what follows at its offset. No image in them counts as a member."""
+        self._write(data)
+
     def sync(self) -> int:
         """Make everything appended so far durable; may be called from another thread. Returns the bytes that are."""
         return self.file.sync()

@@ -19,9 +19,8 @@ from stageout.site import StageoutRules
 
 def state_path(rules: StageoutRules, root: str) -> str:
     """Where the state of a task in the directory `root` is kept."""
-    return (
-        os.path.expandvars(os.path.expanduser(rules.breaker_state)) if rules.breaker_state else f"{root}/breaker.json"
-    )
+    given = rules.breaker_state
+    return os.path.expandvars(os.path.expanduser(given)) if given else os.path.join(root, "breaker.json")
 
 
 def load(path: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Which segments there are and where their copies lie: the fold of the journals' notes about storage. Pure.
 
-A segment is known by (allocation, Droid, number), the three that every record carries. Notes about a segment may stand in
-the journal of another allocation, which then name it: the next allocation, or a command on a login node, goes on with
-what a dead one left. Notes: `sealed`, `staged`, `removed`; of endpoints: `endpoints`, `breaker`, `blocked`, `upload_failed`.
+A segment is known by (allocation, Droid, number), the three that every record carries. Notes about a segment may stand
+in the journal of another allocation, which then name it: the next allocation, or a command on a login node, goes on
+with what a dead one left. Notes: `sealed`, `staged`, `removed`, `unusable`; of endpoints: `endpoints`, `breaker`,
+`blocked`, `upload_failed`.
 """
 
 from __future__ import annotations
@@ -89,6 +90,13 @@ def prefix_of(template: str, task: str, allocation: str) -> str | None:
     head = template[: min(cuts)] if cuts else template
     whole = "{allocation}" in head and head.endswith("/")  # else the name of one may begin with that of another
     return head.format(task=task, allocation=allocation) if whole else None
+
+
+def task_prefix(template: str, task: str) -> str | None:
+    """What the keys of all segments of a task begin with; None when those of other tasks begin so too."""
+    head = template.partition("{allocation}")[0]
+    whole = "{task}" in head and head.endswith("/") and "{d" not in head and "{n" not in head and "{f" not in head
+    return head.format(task=task) if whole else None
 
 
 class Catalogue:

@@ -108,11 +108,11 @@ class StageoutRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         parts = {"task": "t", "allocation": "a", "droid": 1, "number": 1, "format": "tar"}
         try:
             key = self.key.format(**parts)
-            others = [self.key.format(**{**parts, k: v}) for k, v in (("allocation", "b"), ("droid", 2), ("number", 2))]
+            other: tuple[tuple[str, object], ...] = (("allocation", "b"), ("droid", 2), ("number", 2))
+            others = [self.key.format(**{**parts, name: value}) for name, value in other]
         except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"key may use {{task}} {{allocation}} {{droid}} {{number}} {{format}} only: {error}"
-            ) from None
+            names = "{task} {allocation} {droid} {number} {format}"
+            raise ValueError(f"key may use {names} only: {error}") from None
         if key in others:
             raise ValueError("key must contain {allocation}, {droid} and {number}: every segment needs its own name")
         if key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")):

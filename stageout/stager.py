@@ -205,7 +205,7 @@ class Shell:
             log.warning("%s", error)
 
     def _alert(self, change: protocol.Breaker) -> None:
-        """An endpoint is off for good: tell whom the site wants told, in a thread. The parent may not start programs."""
+        """An endpoint is off for good: tell people, in a thread. The parent may not start programs."""
         text = {"endpoint": change.key.partition(":")[2], "state": change.after, "reason": change.reason}
         threading.Thread(
             target=alert, args=(self.start.rules, {**text, "time": change.time, "task": self.start.task}), daemon=True
@@ -247,7 +247,7 @@ def _fetch(endpoint: Endpoint, segment: Segment, path: str) -> None:
         )
 
 
-def _die_with(parent: int | None) -> None:
+def die_with(parent: int | None) -> None:
     """Have the kernel kill this process when its parent dies, and leave at once if that has happened already."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -270,7 +270,7 @@ def main() -> None:
     """Entry point of the process. Never returns normally: threads that hang in a read must not keep it."""
     parser = argparse.ArgumentParser(prog="stager", description="stage-out process of one node")
     parser.add_argument("--parent", type=int, help="process id of the parent, without which there is nothing to do")
-    _die_with(parser.parse_args().parent)
+    die_with(parser.parse_args().parent)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # signals go to the whole job; what to do about them the Droid says
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="stager: %(levelname)s %(message)s")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from eventrange.errors import BAD_DATA, OK, YodaError
 from eventrange.taskdir import TaskDir
+from yoda.storage_commands import add_stageout
 
 
 WATCH_SECONDS = 2.0
@@ -60,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--images", metavar="DIR", help="also write its pictures, for talks and papers")
     report.set_defaults(command=_report)
 
+    report = commands.add_parser("report", help="one HTML page: where every core-second went")
+    report.add_argument("task")
+    report.add_argument("-o", "--output", metavar="FILE", help="default TASK/report.html")
+    report.add_argument("--images", metavar="DIR", help="also write its pictures, for talks and papers")
+    report.set_defaults(command=_report)
+
     journal = commands.add_parser("journal", help="every record of a task's journals")
     journal.add_argument("task")
     journal.add_argument("--json", action="store_true", help="one JSON object per line")
@@ -71,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument("-o", "--output", help="folder for the final files; default TASK/merged")
     merge.add_argument("--partial", action="store_true", help="merge what there is")
     merge.set_defaults(command=_merge)
+
+    add_stageout(commands)
 
     plan = commands.add_parser("plan", help="what a run would do, without doing it")
     _job(plan)
@@ -184,6 +193,13 @@ def _status(args: argparse.Namespace) -> int:
         if not args.watch or found["complete"]:
             return OK
         time.sleep(WATCH_SECONDS)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from yoda.report import report
+
+    print(report(TaskDir(os.path.abspath(args.task)), args.output, args.images))
+    return OK
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from eventrange.journal import JournalWriter
     from yoda.keeper import Presence
     from yoda.master import MasterShell
+    from yoda.beside import Beside
     from yoda.run import Request, Setting
 
 
@@ -100,12 +101,14 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
         setting = read(request)
         prepared = prepare(setting)
         offered = offered_types(environ)
-        with _presence(prepared, environ) as here:
+        with _presence(prepared, environ) as here, _stageout_beside(prepared, here) as others:
             from mpi4py import MPI as mpi
 
             signals.listen()  # MPI may have put handlers of its own in place
             singletons(environ, mpi.COMM_WORLD.Get_size(), mpi.Get_library_version(), offered)
             code, shell = _yoda(prepared, here, mpi, environ, begun)
+            if code in (OK, BAD_DATA):
+                others.wait(setting.site.stageout_rules.wait)
             code = after(prepared, code, here)  # the Droids wait, asleep: MPI_Finalize could hang, and cost the merge
     except YodaError as error:
         code = report_error(error)
@@ -126,6 +129,14 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
 
     leave(mpi, shell, code, environ, code_counts=not exit_file)
     return 0 if exit_file else code
+
+
+def _stageout_beside(prepared: Prepared, here: Presence) -> AbstractContextManager[Beside]:
+    """What dead allocations left is staged out meanwhile, in a process that is started before MPI."""
+    from yoda.beside import beside
+
+    folder = prepared.setting.taskdir.logs(here.allocation.name)
+    return beside(prepared.setting, os.path.join(folder, "stageout.log"))
 
 
 def _presence(prepared: Prepared, environ: Mapping[str, str]) -> AbstractContextManager[Presence]:
@@ -194,6 +205,10 @@ def _yoda(
         nodes=list(allocation.nodes),
         mpi=mpi.Get_library_version().split("\n")[0][:80],
     )
+    if site.stageout:
+        from yoda.stageout import endpoints_note
+
+        journal.note("endpoints", time=time.time(), **endpoints_note(site.stageout, site.stageout_rules))
     if setting.request.retry_quarantined:
         here.follower.retry(known.quarantined)
         leases.learn(time.monotonic(), here.follower.known())
@@ -218,6 +233,8 @@ def _yoda(
         say,
         plain_progress(say),
     )
+    if site.stageout:
+        run.closing += site.stageout_rules.wait
     done = ledger.done
     keeper = Keeper(leases, here.room, here.heart, ledger)
     run.gap = min(run.gap, site.lease_timeout / 2)

@@ -1,0 +1,368 @@
+"""`yoda stageout`: stage out what no living allocation takes care of, without MPI; on a login node, or beside rank 0.
+
+Segments that dead allocations left open are sealed first (stageout/repair.py). What is done goes into a journal of its
+own, note by note: written, synced, and only then is the stage-out process told so. One at a time per task: whoever comes
+second leaves it to the first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from droid.stageout import breaker_note, failure_note, fields, unusable_note
+from eventrange.errors import CannotWrite, ConfigError, StagerGone
+from eventrange.history import Story
+from eventrange.journal import JournalWriter
+from eventrange.records import Kind
+from eventrange.taskdir import TaskDir
+from stageout import breakerfile, protocol
+from stageout.breaker import Breaker
+from stageout.catalogue import (
+    REPAIRED,
+    Catalogue,
+    Known,
+    SegmentId,
+    prefix_of,
+    read_catalogue,
+    removed_note,
+    staged_note,
+    task_prefix,
+)
+from stageout.site import EndpointSite, StageoutRules
+from stageout.stagerclient import StagerProcess
+from yoda.leasedir import overview
+
+SILENT = 600.0  #: seconds without a heartbeat after which an allocation on another machine is taken to be dead here
+CLEANED = 20  #: allocations, at most, below whose names unfinished uploads are looked for
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The endpoints of a task, in order, and the rules."""
+
+    endpoints: tuple[EndpointSite, ...]
+    rules: StageoutRules = StageoutRules()
+
+
+@dataclass
+class Outcome:
+    """What one call did, in segments. `left` have no copy on any endpoint though they could; `elsewhere` belong to living
+    allocations; `unusable` are damaged on disk."""
+
+    staged: int = 0
+    repaired: int = 0
+    left: int = 0
+    elsewhere: int = 0
+    unusable: int = 0
+    busy: bool = False  # another one is at it
+
+
+def storage_of(taskdir: TaskDir, catalogue: Catalogue, site: Any = None) -> Storage:
+    """From the site file, or else as the last allocation had it. Raises ConfigError when no endpoint is known."""
+    if site is not None and site.stageout:
+        return Storage(site.stageout, site.stageout_rules)
+    try:
+        found = msgspec.convert(catalogue.endpoints, tuple[EndpointSite, ...], strict=False)
+        rules = msgspec.convert(catalogue.rules, StageoutRules, strict=False)
+    except msgspec.ValidationError:
+        found, rules = (), StageoutRules()
+    if not found:
+        hint = "name a site file that has `stageout:` with --site"
+        raise ConfigError(file=taskdir.root, key="stageout", detail="no storage endpoint is known", hint=hint)
+    return Storage(found, rules)
+
+
+def endpoints_note(endpoints: tuple[EndpointSite, ...], rules: StageoutRules) -> dict[str, Any]:
+    """Values of the `endpoints` note. How people are alerted may hold what is nobody's business, so it stays out."""
+    kept = {k: v for k, v in msgspec.to_builtins(rules).items() if not k.startswith("alert_")}
+    return {"endpoints": msgspec.to_builtins(endpoints), "rules": kept}
+
+
+def read(taskdir: TaskDir, fingerprint: str) -> tuple[Catalogue, set[str]]:
+    """The catalogue, and the allocations nobody writes for any more."""
+    names = set(taskdir.allocations())
+    # Names before pulses, for an allocation has its pulse before its journal; pulses before journals, so that what we
+    # read of a dead one is all there is.
+    alive = {
+        seen.allocation
+        for seen in overview(taskdir)
+        if seen.state not in ("ended", "dead") and not (seen.state == "silent" and seen.beat_age > SILENT)
+    }
+    return read_catalogue(Story(taskdir, fingerprint).whole()), names - alive
+
+
+def stage_out(
+    taskdir: TaskDir,
+    task: str,
+    fingerprint: str,
+    storage: Storage | None,
+    *,
+    wait: float = 0.0,
+    site: Any = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Stage what can be staged; go on trying for `wait` seconds where storage is down. `storage` None: found out."""
+    with _alone(taskdir) as alone:
+        if not alone:
+            return Outcome(busy=True)
+        catalogue, dead = read(taskdir, fingerprint)
+        carrier = Carrier(taskdir, task, fingerprint, storage or storage_of(taskdir, catalogue, site), say)
+        try:
+            carrier.repair(catalogue, dead)
+            return carrier.carry(catalogue, dead, wait)
+        finally:
+            carrier.close()
+
+
+@contextmanager
+def _alone(taskdir: TaskDir) -> Iterator[bool]:
+    """Whether this is the only one. The lock goes with its process; where a file system has none, double work is all."""
+    fd = os.open(os.path.join(taskdir.root, "stageout.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
+    finally:
+        os.close(fd)
+
+
+@dataclass
+class Carrier:
+    """One go at the segments of a task."""
+
+    taskdir: TaskDir
+    task: str
+    fingerprint: str
+    storage: Storage
+    say: Callable[[str], None]
+    journal: JournalWriter | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    _known: dict[str, Known] = field(default_factory=dict)
+
+    def note(self, values: dict[str, Any]) -> None:
+        """Write a note and make it durable. Raises CannotWrite."""
+        if self.journal is None:
+            self.journal = command_journal(self.taskdir, self.fingerprint, "stageout")
+        values = {"time": time.time(), **values}
+        self.journal.note(values.pop("note"), **values)
+        self.journal.flush()
+        self.journal.file.sync()
+
+    def close(self) -> None:
+        """Let go of the journal."""
+        if self.journal is not None:
+            self.journal.file.close()
+
+    def repair(self, catalogue: Catalogue, dead: set[str]) -> None:
+        """Seal what dead allocations left open."""
+        from stageout.repair import seal_left_open
+
+        for allocation in sorted(dead):
+            files = left_open(self.taskdir, allocation, catalogue)
+            rows = _done_rows(self.taskdir, self.fingerprint, allocation) if files else {}
+            for id, path in files.items():
+                mine = rows.get((id.droid, id.number))
+                note = seal_left_open(path, mine) if mine is not None else None
+                if note is None:
+                    continue
+                where = {"allocation": id.allocation, "droid": id.droid, "segment": id.number}
+                self.note({"note": "sealed", **where, **note})
+                catalogue.add(allocation, {"note": "sealed", **where, **note})
+                self.outcome.repaired += 1
+                self.say(f"segment {id} was left open and is sealed now: {note['members']} images")
+
+    def carry(self, catalogue: Catalogue, dead: set[str], wait: float) -> Outcome:
+        """Give the stage-out process all that is to be done and write down what it says."""
+        todo = []
+        for id, known in sorted(catalogue.segments.items()):
+            if not known.sealed or (known.members == 0 and not known.copies and not known.file):
+                continue
+            if id.allocation not in dead:
+                self.outcome.elsewhere += not known.copies
+            elif self._wanted(known):
+                todo.append(known)
+            elif not known.copies and known.unusable:
+                self.outcome.unusable += 1
+        if not todo:
+            return self.outcome
+        rules = self.storage.rules
+        self._known = {str(known.id): known for known in todo}
+        names = sorted({known.id.allocation for known in todo if not known.copies}, reverse=True)[:CLEANED]
+        mine = tuple(p for name in names if (p := prefix_of(rules.key, self.task, name)))
+        state_path = breakerfile.state_path(rules, self.taskdir.root)
+        shared = task_prefix(rules.key, self.task)
+        stager = StagerProcess(
+            protocol.Start(self.storage.endpoints, rules, breakerfile.load(state_path), mine=mine, task=shared)
+        )
+        try:
+            for known in todo:
+                names_known = {site.name for site in self.storage.endpoints}
+                copies = tuple(name for name in known.copies if name in names_known)
+                stager.send(protocol.Submit(known.segment(self.taskdir, rules.key, self.task), copies))
+            self._follow(stager, state_path, wait)
+        except StagerGone as error:
+            self.say(str(error))
+        finally:
+            stager.close()
+        self.outcome.left = sum(not known.copies and not known.unusable for known in todo)
+        self.outcome.unusable += sum(not known.copies and bool(known.unusable) for known in todo)
+        return self.outcome
+
+    def _wanted(self, known: Known) -> bool:
+        """Whether anything is to be done for it."""
+        rules, primary = self.storage.rules, self.storage.endpoints[0].name
+        here = known.local and os.path.exists(known.path(self.taskdir))
+        if not any(site.name in known.copies for site in self.storage.endpoints):
+            return here and not known.unusable
+        return (
+            (rules.rehome and primary not in known.copies)
+            or (rules.delete_local and here)
+            or (rules.delete_failover and primary in known.copies and len(known.copies) > 1)
+        )
+
+    def _follow(self, stager: StagerProcess, state_path: str, wait: float) -> None:
+        """Until the process has nothing more to do, or, when storage is down, for at most `wait` seconds."""
+        self._draining, begun, primary = False, time.monotonic(), self.storage.endpoints[0].name
+        if wait > 0:
+            self._drain(stager, wait, rehome=True)
+        while not stager.ended:
+            select.select([stager], [], [], 1.0)
+            for report in stager.receive():
+                match report:
+                    case protocol.Staged():
+                        self._staged(stager, report)
+                    case protocol.Removed():
+                        self._removed(stager, report)
+                    case protocol.Breaker():
+                        breakerfile.save(state_path, report.state)
+                        self.note(breaker_note(report))
+                        self.say(f"storage {report.key.partition(':')[2]} is {report.after}: {report.reason}")
+                    case protocol.Failed():
+                        self.note(failure_note(report, 1))
+                        self.say(f"{report.segment} to {report.endpoint}: {report.kind}: {report.detail}")
+                        if report.endpoint == primary and wait <= 0 and self._all_somewhere:
+                            self._drain(stager, 0.0)  # the rest is re-homing, and the primary does not want it
+                    case protocol.Damaged():
+                        self._known[report.segment].unusable = report.detail
+                        self.note(unusable_note(report))
+                        self.say(f"segment {report.segment} cannot be staged: {report.detail}")
+                    case protocol.Blocked():
+                        self.note({"note": "blocked", **fields(report)})
+                        if time.monotonic() - begun >= wait:
+                            self.say("no storage endpoint takes anything now")
+                            stager.send(protocol.Stop())
+                    case protocol.Ended():
+                        breakerfile.save(state_path, report.breaker)
+            if wait <= 0 and self._all_somewhere:
+                # What is left to do, re-homing and deleting, is done when it can be done now.
+                self._drain(stager, self.storage.rules.backoff, rehome=True)
+            if wait > 0 and time.monotonic() - begun > wait + 15:
+                stager.send(protocol.Stop())
+
+    @property
+    def _all_somewhere(self) -> bool:
+        return all(known.copies or known.unusable for known in self._known.values())
+
+    def _drain(self, stager: StagerProcess, seconds: float, rehome: bool = False) -> None:
+        if not self._draining:
+            self._draining = True
+            stager.send(protocol.Drain(seconds, rehome))
+
+    def _staged(self, stager: StagerProcess, report: protocol.Staged) -> None:
+        self.note(staged_note(report))
+        stager.send(protocol.Recorded(report.segment, report.endpoint))
+        known = self._known[report.segment]
+        self.outcome.staged += not known.copies
+        known.copies[report.endpoint] = report.key, report.url
+        self.say(f"{report.segment} {'re-homed' if report.rehomed else 'staged'} to {report.url}")
+
+    def _removed(self, stager: StagerProcess, report: protocol.Removed) -> None:
+        self.note(removed_note(report))
+        known = self._known[report.segment]
+        if report.endpoint is not None:
+            stager.send(protocol.Recorded(report.segment, report.endpoint, removed=True))
+        elif known.file:  # the copy is gone; so may go what it was made from, if nobody has gone on writing there
+            original = self.taskdir.segment(*known.id)
+            try:
+                if REPAIRED in known.file and os.stat(original).st_mtime < time.time() - SILENT:
+                    os.unlink(original)
+            except OSError:
+                pass
+
+
+def command_journal(taskdir: TaskDir, fingerprint: str, what: str) -> JournalWriter:
+    """A journal for a command that is no allocation, made so that it comes after all that exist now."""
+    now = time.time()
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f"{int(now * 1000) % 1000:03d}Z"
+    name = f"{stamp}-{what}-{os.getpid()}"
+    return JournalWriter(taskdir.journal(name), fingerprint, name, created=now)
+
+
+def left_open(taskdir: TaskDir, allocation: str, catalogue: Catalogue) -> dict[SegmentId, str]:
+    """The segment files of an allocation that were never sealed, nor staged."""
+    try:
+        names = sorted(os.listdir(taskdir.segments(allocation)))
+    except OSError:
+        return {}
+    out = {}
+    for name in names:
+        root, extension = os.path.splitext(name)
+        droid, _, number = root.partition("-")
+        if extension not in (".tar", ".zip") or not (droid.isdigit() and number.isdigit()):
+            continue
+        id = SegmentId(allocation, int(droid), int(number))
+        known = catalogue.segments.get(id)
+        if known is None or not known.sealed:
+            out[id] = os.path.join(taskdir.segments(allocation), name)
+    return out
+
+
+def _done_rows(taskdir: TaskDir, fingerprint: str, allocation: str) -> dict[tuple[int, int], NDArray[Any]]:
+    """DONE records that have an image, of one allocation, by Droid and segment."""
+    found = []
+    for _, entry in Story(taskdir, fingerprint, {allocation}).whole():
+        if not isinstance(entry, dict):
+            found.append(entry[(entry["kind"] == Kind.DONE) & (entry["size"] > 0)])
+    rows = np.concatenate(found) if found else np.zeros(0)
+    if not len(rows):
+        return {}
+    keys = np.unique(rows[["droid", "segment"]])
+    return {
+        (int(droid), int(number)): rows[(rows["droid"] == droid) & (rows["segment"] == number)]
+        for droid, number in keys.tolist()
+    }
+
+
+def reset(taskdir: TaskDir, fingerprint: str, storage: Storage, endpoint: str) -> bool:
+    """A person says that this endpoint is well again; False when there was nothing to reset."""
+    path = breakerfile.state_path(storage.rules, taskdir.root)
+    breaker, now = Breaker(storage.rules.breaker, breakerfile.load(path)), time.time()
+    changes = breaker.reset(f"endpoint:{endpoint}", now)
+    breakerfile.save(path, breaker.to_dict())
+    for c in changes:
+        journal = command_journal(taskdir, fingerprint, "reset")
+        values = {"key": c.key, "before": c.before, "after": c.after, "reason": c.reason, "alert": c.alert}
+        journal.note("breaker", time=c.time, **values)
+        journal.flush()
+        journal.file.sync()
+        journal.file.close()
+    return bool(changes)
+
+
+__all__ = ["CannotWrite", "Carrier", "Outcome", "Storage", "reset", "stage_out", "storage_of"]

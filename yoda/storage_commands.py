@@ -1,0 +1,78 @@
+"""`yoda stageout` on the command line: what it prints and how it exits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+from eventrange.errors import OK, RUN_AGAIN
+from eventrange.history import Story
+from eventrange.taskdir import TaskDir
+
+FOR_EVER = 10 * 365 * 86400.0  #: seconds; `--wait` without a duration
+
+
+def add_stageout(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The command's arguments."""
+    from eventrange.quantity import parse_duration
+
+    one = commands.add_parser("stageout", help="copy what is left to the storage endpoints; works without MPI")
+    one.add_argument("task")
+    one.add_argument("--site", help="the site file; default: the endpoints of the last run")
+    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the site")
+    one.add_argument(
+        "--wait",
+        nargs="?",
+        type=parse_duration,
+        const=FOR_EVER,
+        default=0.0,
+        metavar="DURATION",
+        help="keep on trying while storage is down",
+    )
+    one.add_argument("--manifest", action="store_true", help="print every object with checksums, ranges and copies")
+    one.add_argument("--reset", metavar="ENDPOINT", help="this endpoint is well again, whatever happened before")
+    one.add_argument("--beside", type=int, help=argparse.SUPPRESS)
+    one.set_defaults(command=stageout_command)
+
+
+def stageout_command(args: argparse.Namespace) -> int:
+    """Exit code 0: every segment has a copy; 75: some have none."""
+    from stageout.catalogue import read_catalogue
+    from yoda.config import load_site
+    from yoda.stageout import reset, stage_out, storage_of
+    from yoda.task import need_task
+
+    if args.beside:
+        from stageout.stager import die_with
+
+        die_with(args.beside)
+        os.nice(15)
+    taskdir = TaskDir(os.path.abspath(args.task))
+    frozen = need_task(taskdir)
+    site = load_site(args.site, args.set, here=False) if args.site or args.set else None
+    if args.manifest:
+        from yoda.manifest import manifest
+
+        print(json.dumps(manifest(taskdir, frozen), indent=1))
+        return OK
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    if args.reset:
+        catalogue = read_catalogue(Story(taskdir, frozen.fingerprint).whole())
+        changed = reset(taskdir, frozen.fingerprint, storage_of(taskdir, catalogue, site), args.reset)
+        say(f"{args.reset} is taken to be well" if changed else f"{args.reset} was not off")
+    done = stage_out(taskdir, frozen.task, frozen.fingerprint, None, wait=args.wait, site=site, say=say)
+    if done.busy:
+        say("another stage-out of this task is at work")
+        return RUN_AGAIN
+    print(
+        f"{done.staged} segments staged, {done.left} left, {done.elsewhere} with allocations that run, "
+        f"{done.repaired} sealed that were left open, {done.unusable} damaged"
+    )
+    if done.unusable:
+        say("`yoda merge` finds out which images of the damaged segments can be used")
+    return RUN_AGAIN if done.left or done.elsewhere else OK
