@@ -337,13 +337,3 @@ class RanksAlone(YodaError):
     exit_code = BAD_CONFIG
     what = "{detail}"
     todo = "{hint}"
-
-
-class TaskBusy(YodaError):
-    """Another run is at work on this task directory."""
-
-    exit_code = RUN_AGAIN
-    what = "task {path} is being worked on by {owner}"
-    todo = (
-        "wait for it or stop it, then run the same command again; if it is dead, that is noticed within {seconds:.0f} s"
-    )

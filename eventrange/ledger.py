@@ -206,6 +206,15 @@ class Ledger:
                 del self.retries[event]
         return before - self.open
 
+    def reopen(self, start: int, stop: int) -> None:
+        """What is done of [start, stop) was not done as it should: it is pending."""
+        known = IntervalSet([*self.pending, *self.elsewhere, *self.quarantined])
+        for pairs in (*self.granted.values(), ((event, event + 1) for event in self.retries)):
+            for a, b in pairs:
+                known.add(a, b)
+        for a, b in known.gaps(start, stop):
+            self.pending.add(a, b)
+
     def give_up(self, start: int, stop: int) -> None:
         """Others have quarantined [start, stop); what of it was left to them is not open any more."""
         for a, b in self.elsewhere.overlap(start, stop):

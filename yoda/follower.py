@@ -21,7 +21,7 @@ class Follower:
         self.name = name
         self._story = Story(taskdir, fingerprint)
         self._fold = Fold()
-        self._schema = ""
+        self._schemas: dict[str, str] = {}
         self._ended: dict[str, str] = {}
 
     def read(self, over: Callable[[str], bool], names: Collection[str] = ()) -> Known:
@@ -33,7 +33,7 @@ class Follower:
                     entry = entry[entry["kind"] != Kind.PENDING]
                 self._fold.add(entry, name)
             elif entry.get("note") == "schema":
-                self._schema = self._schema or str(entry.get("schema") or "")
+                self._schemas.setdefault(name, str(entry.get("schema") or ""))
             elif entry.get("note") == "end":
                 self._ended[name] = str(entry.get("reason", ""))
         return self.known()
@@ -41,14 +41,17 @@ class Follower:
     def known(self) -> Known:
         done, quarantined, attempts = self._fold.result()
         tried = {event: found.attempts for event, found in attempts.items()}
-        return Known(_arrays(done), _arrays(quarantined), tried, self._schema)
+        schema_of = min(self._schemas, default="")
+        schema = self._schemas.get(schema_of, "")
+        return Known(_arrays(done), _arrays(quarantined), tried, schema, schema_of)
 
     def progress(self) -> Progress:
         """The same, as resume wants it."""
         done, quarantined, attempts = self._fold.result()
         journals = dict(self._story.journals)
         count = sum(state.records for state in journals.values())
-        return Progress(done, quarantined, attempts, self._schema, journals, dict(self._ended), count)
+        schema = self._schemas.get(min(self._schemas, default=""), "")
+        return Progress(done, quarantined, attempts, schema, journals, dict(self._ended), count)
 
     def retry(self, events: IntervalSet) -> None:
         """These quarantined events are taken up again; our own journal is about to say so."""

@@ -22,16 +22,18 @@ from typing import Any
 
 import numpy as np
 
+from eventrange import records
 from eventrange.errors import CannotWrite
 from eventrange.intervals import IntervalSet
 from eventrange.ledger import Ledger
+from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from slurm.commands import Runner
 from slurm.environment import Allocation
-from yoda.dispatcher import Dispatcher, Instruction, Note
+from yoda.dispatcher import Dispatcher, Instruction, Note, Write
 from yoda.follower import Follower
 from yoda.leasedir import Heart, LeaseDir
-from yoda.leases import HORIZON, Leases, Need, Room, Update
+from yoda.leases import HORIZON, Known, Leases, Need, Room, Update
 
 BEATS = 12  #: beats of the heart in a timeout: one or two may come late on a busy file server
 SLOWEST = 5.0  #: seconds between beats, and between looks at the others, at most
@@ -217,8 +219,8 @@ class Keeper:
             self._settled += ledger.done - before
             for start, stop in zip(*(array.tolist() for array in update.known.quarantined), strict=True):
                 ledger.give_up(start, stop)
-            if dispatcher is not None and not dispatcher.schema:
-                dispatcher.schema = update.known.schema
+            if dispatcher is not None:
+                out += self._same_fields(update.known, dispatcher)
         dropped = [number for number in update.lost if number in self.held]
         self.held.difference_update(update.lost)
         self.held.update(update.adopt)
@@ -241,6 +243,26 @@ class Keeper:
                 self._go.set()
                 out.append(Note("gave", {"parts": given}))
         return out
+
+    def _same_fields(self, known: Known, dispatcher: Dispatcher) -> list[Instruction]:
+        """The first journal in order says what the fields are; what was done here with others is done again.
+
+        That can only be where several began a new task at the same moment, with a payload whose fields vary.
+        """
+        if not dispatcher.schema or not known.schema or known.schema == dispatcher.schema:
+            dispatcher.schema = dispatcher.schema or known.schema
+            return []
+        if known.schema_of >= self.leases.name:
+            return []  # they will see ours
+        dispatcher.schema = known.schema
+        before = self.ledger.open
+        ours = [self.leases.part(number) for number in sorted(self.held)]
+        rows = records.new(len(ours), kind=Kind.PENDING)
+        rows["start"], rows["stop"] = [start for start, _ in ours], [stop for _, stop in ours]
+        for start, stop in ours:
+            self.ledger.reopen(start, stop)
+        values = {"as": known.schema_of, "events": self.ledger.open - before}
+        return [Write(rows), Note("other_fields", values)]
 
     def _keep_to_ours(self) -> None:
         """What is pending outside our parts is left to others: also what Droids give back later."""

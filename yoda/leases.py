@@ -97,7 +97,8 @@ class Known:
     done: tuple[Array, Array]
     quarantined: tuple[Array, Array]
     attempts: Mapping[int, int] = field(default_factory=dict)  #: event -> failed attempts
-    schema: str = ""
+    schema: str = ""  #: of the first journal that has one
+    schema_of: str = ""  #: and whose that is
 
 
 _NONE = (np.zeros(0, np.int64), np.zeros(0, np.int64))

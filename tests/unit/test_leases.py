@@ -16,9 +16,11 @@ import pytest
 from eventrange.errors import CannotWrite
 from eventrange.intervals import IntervalSet
 from eventrange.ledger import Ledger
+from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from slurm.commands import Ran
 from slurm.environment import Allocation
+from yoda.dispatcher import Dispatcher, Note, Settings, Write
 from yoda.keeper import Keeper, beat_interval, present
 from yoda.leasedir import ALIVE, Heart, LeaseDir, machine, overview, process_start
 from yoda.leases import FREE, PARTS, Known, Lease, Leases, Need, Pulse, Watch, divide
@@ -414,3 +416,25 @@ def test_presence_ends_with_the_context(task: TaskDir) -> None:
         assert LeaseDir(task, "other").pulses()["me"].state == "starting"
         assert here.heart.interval == beat_interval(60.0) == 5.0
     assert LeaseDir(task, "other").pulses()["me"].state == "ended"
+
+
+def test_allocations_that_began_at_once_agree_on_the_fields() -> None:
+    """The later one does its few events again, with the fields of the first."""
+    ledger = Ledger(20)
+    ledger.pending.add(0, 20)
+    room = Memory()
+    keeper = Keeper(Leases("b", edges(2), 60.0), room, None, ledger)
+    keeper.leases.begin(0.0, room)
+    keeper.first()
+    dispatcher = Dispatcher(ledger, [0], Settings(), 20)
+    dispatcher.schema = "theirs differ"
+    for start, stop in list(ledger.pending):
+        ledger.grant(1, start, stop)
+    ledger.finish(1, 0, 4)
+    for schema_of, schema in (("c", "other"), ("a", "theirs differ")):  # not ours to follow; the same
+        known = Known(NOTHING, NOTHING, {}, schema, schema_of)
+        assert keeper._same_fields(known, dispatcher) == []
+    write, note = keeper._same_fields(Known(NOTHING, NOTHING, {}, "first", "a"), dispatcher)
+    assert isinstance(write, Write) and isinstance(note, Note) and note.values == {"as": "a", "events": 4}
+    assert (write.rows["kind"] == Kind.PENDING).all() and write.rows["start"].tolist() == [0]
+    assert dispatcher.schema == "first" and list(ledger.pending) == [(0, 4)] and ledger.in_flight == 6
