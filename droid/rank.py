@@ -50,6 +50,7 @@ class Options:
     workers: int
     timeout: float | None = None  #: of one event; None: measured
     grace: float = 30.0  #: between a signal and the kill
+    heartbeat: float = HEARTBEAT  #: between reports when there is nothing to report
     store: Choices = field(default_factory=Choices)
     uploads: Uploads | None = None  #: where segments are staged out
 
@@ -87,9 +88,10 @@ class DroidShell:
         self.notes: list[dict[str, Any]] = []
         self.sick: tuple[str, int] | None = None
         self.stopping = False
-        self._times_told: dict[int, int] = {}
+        self.together = True  # whether MPI can be finalized: all ranks will do so
         self.uploads = options.uploads
         self._upload_until = 0.0  # set when draining begins
+        self._times_told: dict[int, int] = {}
         self._reported = 0.0
         self._said_bye = False
         self._started = False
@@ -203,7 +205,7 @@ class DroidShell:
             if self.uploads is not None:
                 self.uploads.kept(message.number)
         elif isinstance(message, messages.Stop):
-            self.stopping = True
+            self.stopping, self.together = True, message.together
 
     def _report(self, now: float) -> None:
         """Tell Yoda what is durable and what is wanted: rate-limited, and at the latest every HEARTBEAT."""
@@ -218,7 +220,7 @@ class DroidShell:
         if since < REPORT_GAP:
             return
         want = self.core.want(now)
-        quiet = HEARTBEAT if self.core.remaining else TAIL_HEARTBEAT
+        quiet = self.options.heartbeat if self.core.remaining else min(TAIL_HEARTBEAT, self.options.heartbeat)
         if self.out or self.evidence or self.notes or want or since >= quiet:
             self._send_report(now, want)
         if self.core.finished and self.store.settled and not self.out:

@@ -141,9 +141,10 @@ class Drain(Message, frozen=True, tag=19, array_like=True):
 
 
 class Stop(Message, frozen=True, tag=20, array_like=True):
-    """Yoda -> Droid: the run is over and everything is durable; end."""
+    """Yoda -> Droid: the run is over and everything is durable; end. `together`: all ranks are there for MPI_Finalize."""
 
     reason: str
+    together: bool = True
 
 
 class Kept(Message, frozen=True, tag=23, array_like=True):

@@ -55,6 +55,7 @@ class MasterShell:
         self.transport, self.dispatcher, self.journal, self.info = transport, dispatcher, journal, run
         self.signalled = signals.received  # with those that came before MPI had started
         self.greeted: set[int] = set()
+        self.processes: dict[int, tuple[str, int]] = {}  #: host and process id of each Droid
         self.waiting_since: float | None = None  # oldest entry not yet handed to a sync
         self.syncing_since: float | None = None
         self.broken: CannotWrite | None = None
@@ -130,6 +131,7 @@ class MasterShell:
                 versions=message.versions,
             )
             self.greeted.add(rank)
+            self.processes[rank] = (message.host, message.pid)
             welcome = messages.Welcome(self.info.task, self.info.allocation, self.dispatcher.schema)
             self.transport.send(rank, messages.encode(welcome))
             self._do(self.dispatcher.hello(now, rank, message.host, message.workers))
@@ -310,13 +312,23 @@ class MasterShell:
                 code, reason = CANNOT_WRITE, str(error)
         self.syncer.close()
         self.journal.file.close()
-        stop = messages.encode(messages.Stop(reason))
+        return code, reason
+
+    @property
+    def together(self) -> bool:
+        """Whether every rank has said that it is done and still listens, so that MPI can be finalized."""
+        droids = self.dispatcher.droids
+        done = all(rank in droids and droids[rank].state in ("bye", "sick") for rank in range(1, self.transport.size))
+        return done and not self.transport.gone
+
+    def stop(self, together: bool) -> None:
+        """Tell all Droids to end, with or without finalizing MPI."""
+        stop = messages.encode(messages.Stop("", together))
         for rank in self.dispatcher.droids:
             self.transport.send(rank, stop)
         until = time.monotonic() + 5.0
         while self.transport.sending and time.monotonic() < until:
             time.sleep(0.001)
-        return code, reason
 
 
 def task_message(frozen: Any, indexes: str, images: bool) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ from eventrange.taskdir import TaskDir
 from yoda.config import Job, Site, default_task_dir, load_job, load_site
 
 EXIT_FILE = "YODA_EXIT_FILE"
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT)
+LATE = 30  #: seconds a launcher may take to end after rank 0 has
+_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT, signal.SIGHUP)
 #: One thread per worker: there is a worker per core already.
 _ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -143,7 +145,7 @@ def _droid_with_mpi(
 
     signals.listen()  # MPI may have put handlers of its own in place
     _not_alone(MPI)
-    from droid.rank import DroidShell, Options
+    from droid.rank import HEARTBEAT, DroidShell, Options
     from droid.store import Choices
     from droid.transport import Transport, sharing
 
@@ -156,6 +158,7 @@ def _droid_with_mpi(
         workers=min(workers, len(slots.table)),
         timeout=job.ranges.timeout,
         grace=site.grace,
+        heartbeat=min(HEARTBEAT, site.silent / 4),
         store=Choices(
             segment_bytes=site.segments.max_bytes,
             segment_seconds=site.segments.max_age,
@@ -165,9 +168,18 @@ def _droid_with_mpi(
         ),
         uploads=uploads,
     )
-    shell = DroidShell(transport, setting.taskdir, options, control, slots, scratch, begun)
-    code = shell.run()
-    finalize(MPI, transport)
+    try:
+        shell = DroidShell(transport, setting.taskdir, options, control, slots, scratch, begun)
+        code = shell.run()
+    except BaseException:
+        # A fault-tolerant MPI tells the others of a rank that was killed, not of one that exits with an error.
+        traceback.print_exc()
+        sys.stderr.flush()
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise
+    shutil.rmtree(scratch, ignore_errors=True)
+    finalize(MPI, transport, shell.together)
     return code
 
 
@@ -181,9 +193,9 @@ def _not_alone(mpi: Any) -> None:
         singletons(os.environ, size, mpi.Get_library_version())
 
 
-def finalize(mpi: Any, transport: Any) -> None:
-    """End MPI in good order where everybody still lives; otherwise leave without it, since Finalize would wait for the dead."""
-    if transport.gone:
+def finalize(mpi: Any, transport: Any, together: bool) -> None:
+    """End MPI in good order where all ranks do; otherwise leave without it, since Finalize would wait for the dead."""
+    if transport.gone or not together:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -233,7 +245,7 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
         command, extra = launcher(site.launcher, ranks, environ)
         arguments = [*command, sys.executable, _entry(), *request.arguments()]
         env = {**environ, **extra, EXIT_FILE: exit_file}
-        child = subprocess.Popen(arguments, env=env, start_new_session=True)
+        child = subprocess.Popen(arguments, env=env, start_new_session=True, preexec_fn=_end_with_us)
         stops: list[float] = []
 
         def forward(number: int, _: Any) -> None:
@@ -242,13 +254,11 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
             if number == signal.SIGINT and len(stops) > 1:
                 child.send_signal(signal.SIGTERM)
             else:
-                child.send_signal(
-                    signal.SIGUSR1 if number in (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU) else number
-                )
+                child.send_signal(number if number == signal.SIGUSR2 else signal.SIGUSR1)
 
         for number in _FORWARDED:
             signal.signal(number, forward)
-        status = child.wait()
+        status = _see_through(child, exit_file)
         for number in _FORWARDED:
             signal.signal(number, signal.SIG_DFL)
         try:
@@ -261,6 +271,41 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
                 file=sys.stderr,
             )
             return RUN_AGAIN
+
+
+def _end_with_us() -> None:
+    """In the launcher's process: have it end its ranks when we are killed."""
+    from droid.zygote import die_with_parent
+
+    die_with_parent(os.getppid(), signal.SIGTERM)
+
+
+def _see_through(child: subprocess.Popen[bytes], exit_file: str) -> int:
+    """Wait for the launcher; one that stays although rank 0 has left its result is ended: some rank is stuck in it."""
+    late = 0
+    while True:
+        try:
+            return child.wait(1.0)
+        except subprocess.TimeoutExpired:
+            late += os.path.exists(exit_file)
+            if late == LATE:
+                child.terminate()
+            elif late == 2 * LATE:
+                child.kill()
+
+
+def _end_with(parent: int) -> Callable[[], None]:
+    """For the launcher: be told (SIGTERM) when `parent` is killed, so that no run goes on that nobody started."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)  # now: nothing is loaded between fork and exec
+
+    def prepare() -> None:
+        libc.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare
 
 
 def launcher(template: str | None, ranks: int, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:

@@ -1,0 +1,367 @@
+"""Kills, stops and signals in real runs: what is lost is what was in flight, and no process is left (L2, L4, L8, L9).
+
+Every test ends with `Running.wait`, which fails if any process of the run is still there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import runs
+from runs import Finished, Place, Running
+
+from eventrange.records import Code, Kind
+
+STEADY = '''
+import os, time
+import numpy as np
+
+def steady(event, random):
+    """Ten milliseconds, asleep: many workers on few cores are no slower."""
+    time.sleep(0.01)
+    return {"x": random.normal(size=2), "n": np.int64(event)}
+'''
+EVENTS = 600
+
+
+def job(place: Place, code: str = STEADY, name: str = "steady", events: int = EVENTS, **keys: Any) -> None:
+    place.job(code, name, inputs={"format": "generate", "events": events}, **keys)
+
+
+def under_way(place: Place, run: Running, events: int = 60) -> None:
+    run.until(lambda: place.done() >= events, f"{events} events done")
+
+
+def sound(place: Place, events: int = EVENTS) -> None:
+    """All events are done, and nothing that was durable was granted again."""
+    assert list(place.progress().done) == [(0, events)]
+    assert runs.granted_again(place.story()) == []
+
+
+def count(place: Place, kind: Kind, code: Code | None = None) -> int:
+    return sum(
+        int(((rows["kind"] == kind) & (True if code is None else rows["code"] == code)).sum())
+        for _, rows in place.story()
+    )
+
+
+def resumes(place: Place, events: int = EVENTS, **how: Any) -> None:
+    done = place.run(**how)
+    assert done.code == 0, done.text
+    sound(place, events)
+
+
+def left(place: Place) -> list[str]:
+    return [str(note["reason"]) for note in place.notes("left")]
+
+
+# -- kill -9 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["worker", "zygote"])
+def test_a_killed_worker_or_zygote_is_replaced(place_here: Place, role: str) -> None:
+    """Three times in one run, and the run completes; the event at hand is tried again, nothing is quarantined."""
+    place = place_here
+    job(place)
+    run = place.start()
+    for at in (30, 120, 210):
+        under_way(place, run, at)
+        before = {p.pid for p in run.find(role)}
+        run.signal(run.until_role(role)[0].pid)
+        run.until(lambda: {p.pid for p in run.find(role)} - before, f"a new {role}")  # noqa: B023
+    done = run.wait()
+    assert done.code == 0, done.text
+    sound(place)
+    assert len(place.task().allocations()) == 1
+    assert place.progress().quarantined.total == 0
+
+
+def test_a_droid_without_guardian_stops_and_the_other_finishes(place_here: Place) -> None:
+    """With guardian and zygote gone nothing can be forked: that Droid gives all back, is named, and the run completes."""
+    place = place_here
+    job(place)
+    run = place.start("--droids", "2")
+    under_way(place, run)
+    run.signal(run.find("guardian")[0].pid)
+    done = run.wait()
+    assert done.code == 0, done.text
+    sound(place)
+    assert any("sick" in reason for reason in left(place)) and "zygote" in done.err
+    assert done.seconds < 50, "the run does not wait for a Droid that said it can do nothing"
+
+
+def test_the_only_droid_without_guardian_ends_the_run_and_the_next_resumes(place_here: Place) -> None:
+    """It is no fault of payload or configuration: run again."""
+    place = place_here
+    job(place)
+    run = place.start()
+    under_way(place, run)
+    run.signal(run.find("guardian")[0].pid)
+    done = run.wait()
+    assert done.code == 75, done.text
+    resumes(place)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own-launcher", "mpirun"])
+def test_a_killed_droid(place: Place, own: bool) -> None:
+    """With fault-tolerant MPI the others finish; without, the run ends at once and the next one does."""
+    job(place)
+    run = place.start("--droids", "2") if own else place.start(ranks=3)
+    under_way(place, run)
+    run.signal(run.until_role("droid", 2)[0].pid)
+    done = run.wait()
+    if place.mpi.ulfm:
+        assert done.code == 0, done.text
+        assert any("lost" in reason for reason in left(place))
+        assert "is lost" in done.err
+    else:
+        assert done.code == 75 if own else done.code != 0, done.text
+        resumes(place)
+    sound(place)
+
+
+def test_the_last_droid_killed(place: Place) -> None:
+    """Nobody is left to work: the run ends by itself, and the next completes."""
+    job(place)
+    run = place.start()
+    under_way(place, run)
+    run.signal(run.find("droid")[0].pid)
+    done = run.wait()
+    assert done.code == 75, done.text
+    resumes(place)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own-launcher", "mpirun"])
+def test_rank_0_killed(place: Place, own: bool) -> None:
+    """The Droids end with it, whatever the MPI does, and the next run goes on."""
+    job(place)
+    run = place.start("--droids", "2") if own else place.start(ranks=3)
+    under_way(place, run)
+    run.signal(run.until_role("yoda")[0].pid)
+    done = run.wait()
+    assert done.code == 75 if own else True, done.text
+    resumes(place)
+
+
+@pytest.mark.parametrize("which", ["mpiexec", "yoda run"])
+def test_the_launcher_killed(place: Place, which: str) -> None:
+    """mpiexec, or the `yoda run` that started it: no rank stays behind, and the next run goes on."""
+    job(place)
+    run = place.start("--droids", "2")
+    under_way(place, run)
+    if which == "mpiexec":
+        run.signal(next(p.pid for p in run.find("launcher") if p.parent == run.process.pid))
+    else:
+        run.signal(run.process.pid)
+    done = run.wait()
+    assert done.code == (75 if which == "mpiexec" else -signal.SIGKILL), done.text
+    resumes(place)
+
+
+RAISE = """
+import os, signal
+if int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0"))) > 0:
+    def fail(*_):
+        raise RuntimeError("a bug in the Droid")
+    signal.signal(signal.SIGWINCH, fail)
+    signal.signal(signal.SIGURG, lambda *_: os._exit(3))
+"""
+
+
+@pytest.mark.parametrize("how", ["exception", "exit"])
+def test_a_droid_that_ends_with_an_error(place: Place, how: str) -> None:
+    """An exception of ours, or an exit that no fault-tolerant MPI reports: the others finish, or the next run does."""
+    place.site(silent="3s")
+    job(place)
+    (place.folder / "sitecustomize.py").write_text(RAISE)
+    run = place.start("--droids", "2", env={"PYTHONPATH": str(place.folder)})
+    under_way(place, run)
+    run.signal(run.until_role("droid", 2)[0].pid, signal.SIGWINCH if how == "exception" else signal.SIGURG)
+    done = run.wait()
+    if how == "exception":
+        assert "RuntimeError: a bug in the Droid" in done.err
+    if done.code != 0 or not place.mpi.ulfm:
+        assert done.code == 75, done.text
+        resumes(place)
+    sound(place)
+
+
+# -- stopped -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_droid_is_noticed_and_others_do_its_work(place: Place) -> None:
+    """It never wakes up: its events go to others, and the run ends although one of its ranks cannot say goodbye."""
+    place.site(silent="3s")
+    job(place)
+    run = place.start("--droids", "2")
+    under_way(place, run)
+    run.signal(run.until_role("droid", 2)[0].pid, signal.SIGSTOP)
+    done = run.wait()
+    assert done.code == 0, done.text
+    sound(place)
+    assert any("no word" in reason for reason in left(place))
+
+
+def test_a_stopped_droid_that_wakes_up_works_on(place: Place) -> None:
+    """What it did meanwhile is not counted twice, what it does afterwards counts."""
+    place.site(silent="3s")
+    job(place, events=2000)
+    run = place.start("--droids", "2")
+    under_way(place, run)
+    droid = run.until_role("droid", 2)[0]
+    run.signal(droid.pid, signal.SIGSTOP)
+    run.until(lambda: any("no word" in reason for reason in left(place)), "the stopped Droid missed")
+    run.signal(droid.pid, signal.SIGCONT)
+    run.until(lambda: place.notes("back"), "the Droid back")
+    done = run.wait()
+    assert done.code == 0, done.text
+    sound(place, 2000)
+    assert done.seconds < 100
+
+
+def test_everything_stopped_for_a_while_is_no_hang(place: Place) -> None:
+    """A suspended job: neither the Droids' silence nor the events' time limit counts while nobody ran."""
+    place.site(silent="4s")
+    job(place, ranges={"timeout": 2})
+    run = place.start("--droids", "2")
+    under_way(place, run)
+    here = [p for p in runs.processes(run.mark) if p.pid != run.process.pid]
+    for process in here:
+        run.signal(process.pid, signal.SIGSTOP)
+    time.sleep(7)
+    for process in reversed(here):
+        run.signal(process.pid, signal.SIGCONT)
+    done = run.wait()
+    assert done.code == 0, done.text
+    sound(place)
+    assert count(place, Kind.FAILED) == 0
+    assert not any("lost" in reason for reason in left(place))
+
+
+# -- signals and deadlines ---------------------------------------------------------------------------------------------
+
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT, signal.SIGHUP]
+
+
+def drained(place: Place, done: Finished) -> None:
+    """The run stopped in good order: nothing that was begun is lost, and nothing counts as a failure (L9)."""
+    assert done.code == 75, done.text
+    assert count(place, Kind.FAILED) == 0
+    assert place.notes("drain"), done.text
+    assert place.notes("end")[-1]["exit_code"] == 75
+    assert place.notes("sealed"), "segments are sealed"
+    assert set(left(place)) == {"drained"}
+    assert all((rows["wall"][rows["kind"] == Kind.RETURNED] == 0).all() for _, rows in place.story())
+    assert place.done() < EVENTS
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda n: n.name)
+def test_a_signal_to_the_launcher_drains(place_here: Place, number: int) -> None:
+    job(place_here, events=EVENTS)
+    run = place_here.start()
+    under_way(place_here, run)
+    run.signal(run.process.pid, number)
+    drained(place_here, run.wait())
+    if number == signal.SIGTERM:
+        resumes(place_here)
+        assert runs.done_twice(place_here.story()) == 0
+
+
+def test_a_signal_to_the_launcher_drains_under_both(place: Place) -> None:
+    """As above, with two Droids, for each MPI: launchers differ in what they pass on."""
+    job(place)
+    run = place.start("--droids", "2")
+    under_way(place, run)
+    run.signal(run.process.pid, signal.SIGTERM)
+    drained(place, run.wait())
+
+
+@pytest.mark.parametrize(
+    ("role", "number"),
+    [("yoda", signal.SIGTERM), ("yoda", signal.SIGINT), ("droid", signal.SIGTERM), ("droid", signal.SIGUSR1)],
+)
+def test_a_signal_to_one_rank_drains_all(place_here: Place, role: str, number: int) -> None:
+    job(place_here)
+    run = place_here.start("--droids", "2")
+    under_way(place_here, run)
+    run.signal(run.until_role(role)[0].pid, number)
+    drained(place_here, run.wait())
+    assert place_here.notes("signal")[0]["signal"] == signal.Signals(number).name
+
+
+def test_a_signal_to_every_process_at_once_drains(place: Place) -> None:
+    """As batch systems send it: to all processes of the step, workers included."""
+    job(place)
+    run = place.start("--droids", "2")
+    under_way(place, run)
+    for process in runs.processes(run.mark):
+        if process.role != "launcher":
+            run.signal(process.pid, signal.SIGTERM)
+    drained(place, run.wait())
+
+
+ENDLESS = STEADY + """
+def endless(event, random):
+    if event >= 100:
+        time.sleep(3600)
+    return steady(event, random)
+"""
+
+
+def test_a_second_interrupt_ends_at_once(place: Place) -> None:
+    """Events take an hour: one Ctrl-C waits for the grace, the second does not."""
+    place.site(grace="1h")
+    job(place, ENDLESS, "endless")
+    run = place.start()
+    under_way(place, run)
+    run.signal(run.process.pid, signal.SIGINT)
+    run.until(lambda: "finishing the events at hand" in run.err.read_text(), "the drain")
+    run.signal(run.process.pid, signal.SIGINT)
+    done = run.wait()
+    assert done.code == 75, done.text
+    assert place.done() >= 60
+
+
+def test_grace_is_kept(place: Place) -> None:
+    """Events that take an hour do not hold up a drain; they are no failures, and go back."""
+    place.site(grace="4s")
+    job(place, ENDLESS, "endless")
+    run = place.start("--droids", "2")
+    run.until(lambda: place.done() == 100, "all but the endless ones done")
+    run.signal(run.process.pid, signal.SIGTERM)
+    done = run.wait()
+    assert done.code == 75, done.text
+    assert count(place, Kind.FAILED) == 0
+    assert set(left(place)) == {"drained"}, "the Droids had time to say so\n" + done.text
+
+
+def test_the_end_of_the_allocation_drains_by_itself(place: Place) -> None:
+    """--time: nothing is started that cannot be finished."""
+    place.site(margin="1s")
+    job(place, events=6000)
+    done = place.run("--time", "5s")
+    assert done.code == 75, done.text
+    assert "deadline" in place.notes("drain")[0]["reason"]
+    assert set(left(place)) == {"drained"}
+    assert 0 < place.done() < 6000
+    assert count(place, Kind.FAILED) == 0
+
+
+def test_a_droid_is_killed_while_draining(place_here: Place) -> None:
+    """The others still end in good order."""
+    place_here.site(silent="3s", grace="20s")
+    job(place_here, STEADY.replace("0.01", "0.3"), events=200)
+    run = place_here.start("--droids", "2")
+    under_way(place_here, run, 8)
+    droids = run.until_role("droid", 2)
+    run.signal(run.process.pid, signal.SIGTERM)
+    run.until(lambda: "finishing the events at hand" in run.err.read_text(), "the drain")
+    run.signal(droids[0].pid)
+    done = run.wait()
+    assert done.code == 75, done.text
+    resumes(place_here, 200)
