@@ -35,7 +35,7 @@ MEAN = 0.02  #: seconds per event
 def run(quick: bool = False) -> dict[str, Any]:
     """Of both, all rounds: seconds with start-ups, and the part of the cores, once granted work, that is in the
     result."""
-    seconds, period, rounds = (2.0, 1.0, 1) if quick else (24.0, 5.0, 3)
+    seconds, period, rounds = (1.0, 0.7, 1) if quick else (24.0, 5.0, 3)
     events = int(seconds * CORES / MEAN)
     with workspace() as folder:
         job = write_job(folder, "kill", "Spin", events, options={"mean": MEAN, "events": events})
@@ -49,7 +49,7 @@ def _run(job: Path, period: float | None, events: int) -> dict[str, float]:
     durable."""
     taskdir = TaskDir(str(job.parent / f"run-{time.monotonic_ns()}.task"))
     begin = time.monotonic()
-    spans: list[tuple[Sampler, float]] = []  # of each allocation: who else used the machine, and when it ended
+    spans: dict[str, tuple[Sampler, float]] = {}  # of each allocation: who else used the machine, and when it ended
     code = 1
     while code != 0:
         known = set(taskdir.allocations())
@@ -66,31 +66,35 @@ def _run(job: Path, period: float | None, events: int) -> dict[str, float]:
                 for pid in tree(child.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-            spans.append((sampler, time.time()))
+            ended = time.time()
             code = child.wait()
+        # None when the task turns out to be complete: then there is no allocation.
+        spans.update({name: (sampler, ended) for name in taskdir.allocations() if name not in known})
         if code > 0:
             raise RuntimeError(f"yoda run ended with {code}")
     seconds = time.monotonic() - begin
     work, capacity = float(payloads.durations(MEAN, events).sum()), 0.0
-    for rows, (sampler, end) in zip(_allocations(taskdir), spans, strict=True):
+    found = _allocations(taskdir)
+    for name, (sampler, end) in spans.items():
+        rows = found[name]
         if len(rows):
             first = float(rows["time"].min())
             done = rows[rows["kind"] == Kind.DONE]
-            if period is None or sampler is spans[-1][0]:  # the last ended by itself: after its last event
+            if period is None or name == max(spans):  # the last ended by itself: after its last event
                 end = float((done["time"] + done["wall"]).max())
             capacity += CORES * (end - first) - sampler.others(first, end)
     return {"seconds": seconds, "kept": work / capacity, "kills": len(spans) - 1}
 
 
-def _allocations(taskdir: TaskDir) -> list[NDArray[Any]]:
-    """The records of each allocation, in order."""
+def _allocations(taskdir: TaskDir) -> dict[str, NDArray[Any]]:
+    """The records of each allocation."""
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in taskdir.allocations()}
     with open(taskdir.task_file) as file:
         fingerprint = yaml.safe_load(file)["fingerprint"]
     for name, entry in Story(taskdir, fingerprint):
         if not isinstance(entry, dict):
             parts[name].append(entry)
-    return [np.concatenate(found) if found else records.new(0) for found in parts.values()]
+    return {name: np.concatenate(found) if found else records.new(0) for name, found in parts.items()}
 
 
 def _granted(taskdir: TaskDir, known: set[str]) -> bool:

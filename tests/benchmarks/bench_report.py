@@ -25,6 +25,7 @@ from eventrange import records
 from eventrange.journal import JournalWriter
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
+from yoda.bench import Figure
 from yoda.task import Frozen, FrozenInputs, FrozenPayload, _text
 
 WORKERS = 64
@@ -101,9 +102,9 @@ def measure(arguments: list[str]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
-    count = int(float(words[0])) if words else 1_000_000
+def run(quick: bool = False, count: int = 1_000_000) -> dict[str, Any]:
+    """Seconds, CPU and memory of status, report and explain, for few cores and for many."""
+    count = 2000 if quick else count
     found: dict[str, Any] = {"records": count, "limit": resource.getrlimit(resource.RLIMIT_AS)[0]}
     with tempfile.TemporaryDirectory() as folder:
         for cores in (128, min(100_000, count)):
@@ -116,6 +117,24 @@ def main() -> None:
             }
             one["report"]["megabytes"] = os.path.getsize(html) / 1e6 if os.path.exists(html) else None
             found[f"{cores} cores"] = one
+    return found
+
+
+def figures(result: dict[str, Any]) -> list[Figure]:
+    """Seconds of every command."""
+    out = []
+    for where in (name for name in result if name.endswith("cores")):
+        for command, limit in (("status", 1.0), ("report", 10.0), ("explain", None)):
+            seconds, what = result[where][command]["seconds"], f"{command}, {result['records']:,} records, {where}"
+            budget, met = (f"<= {limit:g} s", seconds <= limit) if limit else ("", None)
+            out.append(Figure(what, seconds, "s", budget=budget, met=met))
+    return out
+
+
+def main() -> None:
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    count = int(float(words[0])) if words else 1_000_000
+    found = run(count=count)
     if "--json" in sys.argv:
         print(json.dumps(found))
         return
