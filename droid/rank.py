@@ -39,7 +39,7 @@ TICK = 0.25  #: seconds between looks at the clock: limits, grace, heartbeat
 HEARTBEAT = 5.0  #: seconds between reports when there is nothing to report
 TAIL_HEARTBEAT = 1.0  #: and at the tail of a task, where Yoda needs to know who is on what
 REPORT_GAP = 0.005  #: seconds between reports at least
-PROBE_FIRST, PROBE_LAST = 0.0002, 0.02  #: seconds between MPI probes: back-off while nothing comes
+PROBE_FIRST, PROBE_LAST = 0.0002, 0.05  #: seconds between MPI probes: back-off while nothing comes
 EAGER_LAST = 0.005  #: and while an answer is expected
 
 

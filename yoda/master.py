@@ -28,6 +28,7 @@ from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Write
 TICK = 0.1  #: seconds between looks at the clock
 PULSE = 10.0  #: seconds between signs of life in the journal
 PROBE_FIRST, PROBE_LAST = 0.0001, 0.02  #: seconds between MPI probes: back-off while nothing comes
+PROBE_QUIET = 0.05  #: and once nothing has come for a second: each probe costs a tenth of a millisecond
 STARTING = 120.0  #: seconds until a rank that has not said Hello is given up
 CLOSING = 60.0  #: seconds Droids have to seal and say Bye when everything is done
 
@@ -74,7 +75,7 @@ class MasterShell:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         begun = time.monotonic()
-        tick_at, pulse_at, pause, last = begun, begun + PULSE, PROBE_FIRST, begun
+        tick_at, pulse_at, pause, last, heard = begun, begun + PULSE, PROBE_FIRST, begun, begun
         while True:
             now = time.monotonic()
             timeout = min(pause, max(0.0, tick_at - now))
@@ -102,7 +103,9 @@ class MasterShell:
                     pulse_at = now + PULSE
             last = now
             self._commit(now)
-            pause = PROBE_FIRST if moved or self.transport.sending else min(pause * 2, PROBE_LAST)
+            heard = now if moved else heard
+            limit = PROBE_LAST if now - heard < 1.0 else PROBE_QUIET
+            pause = PROBE_FIRST if moved or self.transport.sending else min(pause * 2, limit)
             if self._over(now):
                 break
         return self._end()
