@@ -7,10 +7,8 @@ lines export, so that every task of these tests has the same merged bytes.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,9 +138,9 @@ class Task:
         parts += [f"--- {job}\n{self.output(job)[-6000:]}" for job in self.jobs]
         return "\n".join(parts)
 
-    def preempt(self) -> int:
+    def preempt(self, nodes: int = 3) -> int:
         """A job of higher priority takes every node for a moment."""
-        return self.cluster.sbatch("#!/bin/sh\nsleep 1\n", "-p", "high", "-N3", "--exclusive", "-t1")
+        return self.cluster.sbatch("#!/bin/sh\nsleep 1\n", "-p", "high", f"-N{nodes}", "--exclusive", "-t1")
 
     def why(self, restart: int) -> Ended:
         return why_ended(self.job, restart, self.cluster.runner, self.output())
@@ -166,8 +164,3 @@ def reference(folder: Path, mpi: runs.Mpi) -> str:
     done = subprocess.run([mpi.python, runs.ENTRY, *words], env=environ, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return task.place().sha256()
-
-
-def this_python() -> str:
-    """The interpreter of these tests, and its yoda."""
-    return os.path.dirname(sys.executable)

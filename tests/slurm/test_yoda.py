@@ -1,18 +1,25 @@
-"""Yoda itself under a real Slurm: submitted, preempted, shortened, requeued, hit by a dead node; always the same bytes."""
+"""Yoda itself under a real Slurm: submitted, preempted, shortened, hit by a dead node; always the same bytes."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import runs
 import tasks
-from cluster import Cluster
+from cluster import Cluster, Options, running, until, why_not
 from tasks import Task
+from test_holes import SLEEP, planned
 
 from slurm.ending import Ended
 
 PMI2 = "srun --mpi=pmi2 --ntasks={ranks}"
+IDLE_MACHINE = 1.0  #: seconds per worker and preemption that a busy machine may add before a kill is felt
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +81,208 @@ def test_preempted_job_resumes_by_itself(
     assert before <= status["allocations"][0]["events_done"] < tasks.EVENTS
     assert not runs.granted_again(task.place().story())
     assert status["slurm"]["jobs"][0]["preempted"] == 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def under_way(tmp_path_factory: pytest.TempPathFactory, reference: str) -> Iterator[dict[str, Future[None]]]:
+    """Stories that mostly wait for Slurm run beside the other tests, each on a cluster of its own."""
+    reason = why_not(netns=True)
+    if reason:
+        pytest.skip(reason)
+    here = runs.here()
+    assert here is not None
+    stories = {"five": preempted_five_times, "limit": time_limit, "crash": node_crash, "moved": end_moved}
+    with ThreadPoolExecutor(len(stories)) as pool:
+        yield {
+            name: pool.submit(story, Stage(tmp_path_factory.mktemp(name), here, reference))
+            for name, story in stories.items()
+        }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a story is given."""
+
+    folder: Path
+    mpi: runs.Mpi
+    reference: str
+
+
+def preempted_five_times(stage: Stage) -> None:
+    with running(Options(nodes=2, netns=True)) as cluster:
+        task = Task(cluster, stage.folder, stage.mpi, pace=0.3)
+        task.submit()
+        for restart in range(5):
+            task.until_done(30 * restart)
+            task.preempt(nodes=2)
+            task.until_output(rf"allocation {task.job}\.{restart + 1}: starts on")
+        job = task.until_over()
+        assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "5"), task.said()
+        status = task.check_complete(stage.reference)
+        assert not runs.granted_again(task.place().story())
+        view = status["slurm"]["jobs"][0]
+        assert (view["starts"], view["preempted"]) == (6, 5), view
+        assert "preempted 5 times" in task.yoda("status", str(task.root)).stdout
+        # what was in flight: one event per worker and preemption, and what one group commit gathers
+        seconds = status["core_seconds"]
+        workers, commit = 4, 0.5
+        assert seconds["lost_in_flight"] <= 5 * workers * (task.pace + commit + IDLE_MACHINE), seconds
+        assert seconds["retried"] == 0, seconds
+        print("five preemptions:", json.dumps({k: round(v, 2) for k, v in seconds.items()}))
+
+
+def time_limit(stage: Stage) -> None:
+    """A minute of work for four workers in allocations of a minute, of which the warning takes what it likes."""
+    with running(Options(nodes=2, netns=True)) as cluster:
+        slurm = {"time": "1min", "signal_before_end": "30s"}
+        task = Task(cluster, stage.folder, stage.mpi, pace=1.0, slurm=slurm)
+        task.submit()
+        job = task.until_over(240)
+        assert job["JobState"] == "COMPLETED" and int(job["Restarts"]) >= 1, task.said()
+        status = task.check_complete(stage.reference)
+        first = status["allocations"][0]
+        assert first["exit_code"] == 75 and first["events_done"], first
+        assert seconds_lost(status) == 0, status["core_seconds"]
+        assert not runs.granted_again(task.place().story())
+
+
+def node_crash(stage: Stage) -> None:
+    with running(Options(nodes=3, netns=True)) as cluster:
+        task = Task(cluster, stage.folder, stage.mpi, pace=0.5)
+        task.submit()
+        before = task.until_done(20)
+        nodes = cluster.nodes_of(task.job)
+        cluster.kill_node(nodes[-1])
+        task.until_output(rf"allocation {task.job}\.1: starts on")
+        job = task.until_over(180)
+        assert job["JobState"] == "COMPLETED", task.said()
+        status = task.check_complete(stage.reference)
+        assert status["allocations"][0]["events_done"] >= before
+        hosts = {d["host"] for d in status["allocations"][-1]["droids"]}
+        assert nodes[-1] not in hosts
+        assert not runs.granted_again(task.place().story())
+
+
+def end_moved(stage: Stage) -> None:
+    """An administrator shortens the job while it runs: it drains before the new end and goes on in its next start."""
+    with running(Options(nodes=2, netns=True)) as cluster:
+        task = Task(cluster, stage.folder, stage.mpi, pace=2.2, slurm={"signal_before_end": "1s"})
+        task.submit()
+        task.until_output("this allocation ends at")
+        task.until_done(4)
+        cluster.run(["scontrol", "update", f"JobId={task.job}", "TimeLimit=2"], check=True)
+        task.until_output("not as was told before", 100)
+        task.until_output(rf"allocation {task.job}\.1: starts on", 180)
+        first = task.status()["allocations"][0]
+        assert first["exit_code"] == 75, first
+        cluster.run(["scancel", str(task.job)], check=True)
+
+
+def seconds_lost(status: dict[str, Any]) -> float:
+    return float(status["core_seconds"]["lost_in_flight"])
+
+
+def test_preempted_five_times_and_complete(under_way: dict[str, Future[None]]) -> None:
+    """The same bytes, and only what was in flight done again."""
+    under_way["five"].result(240)
+
+
+def test_time_limit_drains_and_goes_on(under_way: dict[str, Future[None]]) -> None:
+    under_way["limit"].result(240)
+
+
+def test_node_crash_requeues_and_resumes(under_way: dict[str, Future[None]]) -> None:
+    under_way["crash"].result(240)
+
+
+def test_end_that_is_moved_is_noticed(under_way: dict[str, Future[None]]) -> None:
+    under_way["moved"].result(240)
+
+
+def test_several_allocations_on_one_task(slurm: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str) -> None:
+    """Two jobs of one node each share the work."""
+    task = Task(slurm, tmp_path, mpi_here, pace=0.15, slurm={"nodes": 1})
+    said = task.submit("--allocations", "2").stdout
+    assert len(task.jobs) == 2 and "2 x (1 node x 00:10:00)" in said
+    for job in task.jobs:
+        assert task.until_over(job=job)["JobState"] == "COMPLETED", task.said()
+    status = task.check_complete(reference)
+    shares = [a["events_done"] for a in status["allocations"] if a["droids_total"]]
+    assert len(shares) == 2 and all(shares), (shares, task.said())
+    assert runs.done_twice(task.place().story()) <= 0.1 * tasks.EVENTS
+
+
+def test_fit_starts_in_front_of_a_big_pending_job(
+    slurm: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str
+) -> None:
+    big, start = waiting_job(slurm)
+    task = Task(slurm, tmp_path, mpi_here, pace=0.02, slurm={"nodes": 3, "time": "1h", "time_min": "2min"})
+    assert "pending (" in (pending_status(slurm, tmp_path / "other", mpi_here))
+    said = task.submit("--fit").stdout
+    assert "1 nodes for 00:0" in said, said
+    job = task.until_over()
+    assert job["JobState"] == "COMPLETED", task.said()
+    task.check_complete(reference)
+    assert slurm.state(big) == "PENDING" and planned(slurm, big) == start
+
+
+def test_time_min_lets_slurm_shrink_the_job(slurm: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str) -> None:
+    big, start = waiting_job(slurm)
+    slurm_keys = {"nodes": 1, "time": "1h", "time_min": "1min", "signal_before_end": "20s"}
+    task = Task(slurm, tmp_path, mpi_here, pace=0.02, slurm=slurm_keys)
+    task.submit()
+    job = task.until_over()
+    assert job["JobState"] == "COMPLETED" and job["TimeLimit"] != "01:00:00", task.said()
+    assert "this allocation ends at" in task.output()
+    task.check_complete(reference)
+    assert planned(slurm, big) == start
+
+
+def waiting_job(slurm: Cluster) -> tuple[int, str]:
+    """Two of three nodes run a job of five minutes, and a job waits for all three; its id and expected start."""
+    slurm.cancel_all()
+    slurm.wait(slurm.sbatch(SLEEP, "-N2", "--exclusive", "-t5"), "RUNNING")
+    big = slurm.sbatch(SLEEP, "-N3", "--exclusive", "-t10")
+    return big, planned(slurm, big)
+
+
+def pending_status(slurm: Cluster, folder: Path, mpi: runs.Mpi) -> str:
+    """What `yoda status` says of a task whose job has to wait."""
+    task = Task(slurm, folder, mpi, slurm={"nodes": 3}, name="waits")
+    task.submit()
+    until(lambda: task.status()["slurm"]["jobs"] != [], 30, task.said)
+    said = task.yoda("status", str(task.root)).stdout
+    slurm.run(["scancel", str(task.job)], check=True)
+    return said
+
+
+def test_dry_run_shows_script_cost_and_forecast(slurm: Cluster, tmp_path: Path, mpi_here: runs.Mpi) -> None:
+    task = Task(slurm, tmp_path, mpi_here)
+    said = task.submit("--dry-run").stdout
+    assert "#SBATCH --partition=low" in said and "exit 75" in said
+    assert "at most 0.7 core-hours: 2 nodes x 00:10:00 x 2 cores" in said
+    assert "forecast   Slurm would start it at 20" in said
+    assert not task.root.exists() and not task.jobs
+    task.slurm = {"partition": "nope"}
+    refused = task.submit("--dry-run", check=False)
+    assert refused.returncode == 78 and "partition" in refused.stdout + refused.stderr
+
+
+def test_singletons_stop_at_once(slurm: Cluster, tmp_path: Path) -> None:
+    """srun without the right --mpi starts ranks that do not find each other: exit 78, and the line to try."""
+    task = Task(slurm, tmp_path, mpi_named("mpich"), launcher="srun --mpi=none --ntasks={ranks}")
+    task.submit()
+    job = task.until_over()
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "78:0"), task.said()
+    assert "srun --mpi=pmi2 --ntasks={ranks}" in task.output(), task.said()
+
+
+def test_doctor_within_an_allocation(slurm: Cluster, tmp_path: Path) -> None:
+    """The doctor starts the site's launcher: silent singletons are found, and the right plugin is well."""
+    mpi = mpi_named("mpich")
+    for plugin, code, said in (("none", 78, "srun --mpi=pmi2"), ("pmi2", 0, "2 ranks")):
+        task = Task(slurm, tmp_path / plugin, mpi, launcher=f"srun --mpi={plugin} --ntasks={{ranks}}")
+        task.write()
+        words = [mpi.python, runs.ENTRY, "doctor", "--site", str(task.folder / "site.yaml"), "--task", str(task.folder)]
+        done = slurm.run(["salloc", "-N1", "-t5", "-Q", *words], timeout=90)
+        assert done.returncode == code and said in done.stdout, done.stdout + done.stderr
