@@ -53,13 +53,14 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("task")
     status.add_argument("--json", action="store_true")
     status.add_argument("--watch", action="store_true", help="show it again every two seconds until the task is complete")
+    status.add_argument("--cores", action="store_true", help="core time by allocation and by node")
     status.set_defaults(command=_status)
 
-    report = commands.add_parser("report", help="one HTML page: where every core-second went")
-    report.add_argument("task")
-    report.add_argument("-o", "--output", metavar="FILE", help="default TASK/report.html")
-    report.add_argument("--images", metavar="DIR", help="also write its pictures, for talks and papers")
-    report.set_defaults(command=_report)
+    explain = commands.add_parser("explain", help="the story of a range or an event; of a task: why, and what next")
+    explain.add_argument("task")
+    explain.add_argument("range", nargs="?", help="FILE:first-last, FILE:n, first-last (1-based), or '#position'")
+    explain.add_argument("--json", action="store_true")
+    explain.set_defaults(command=_explain)
 
     report = commands.add_parser("report", help="one HTML page: where every core-second went")
     report.add_argument("task")
@@ -187,6 +188,11 @@ def _status(args: argparse.Namespace) -> int:
 
         watch(taskdir)
         return OK
+    if args.cores and not args.json:
+        from yoda.verdict import table
+
+        print(table(status(taskdir)))
+        return OK
     while True:
         found = status(taskdir)
         print(json.dumps(found) if args.json else render(found), flush=True)
@@ -195,10 +201,13 @@ def _status(args: argparse.Namespace) -> int:
         time.sleep(WATCH_SECONDS)
 
 
-def _report(args: argparse.Namespace) -> int:
-    from yoda.report import report
+def _explain(args: argparse.Namespace) -> int:
+    from yoda.explain import explain_range, explain_task, render_range, render_task
 
-    print(report(TaskDir(os.path.abspath(args.task)), args.output, args.images))
+    taskdir = TaskDir(os.path.abspath(args.task))
+    found = explain_task(taskdir) if args.range is None else explain_range(taskdir, args.range)
+    words = render_task if args.range is None else render_range
+    print(json.dumps(found) if args.json else words(found))
     return OK
 
 

@@ -114,7 +114,7 @@ class Live:
 
     def label(self, event: int) -> str:
         """What people call one event."""
-        try:
-            return self.axis.name(event, event + 1)
-        except IndexError:
+        if not 0 <= event < self.axis.total:
             return f"#{event}"
+        number, local = self.axis.locate(event)
+        return f"{self.axis.files[number].name}:{local + 1}"

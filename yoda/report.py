@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eventrange.axis import Axis
 from eventrange.history import Story
 from eventrange.taskdir import TaskDir
-from eventrange.times import PER_OCTAVE, edge, quantile
+from eventrange.times import PER_OCTAVE, quantile
 from yoda import svg
 from yoda.accounting import account_entries
 from yoda.chronicle import Chronicle, chronicle
@@ -42,10 +42,20 @@ class Facts:
 
     def event(self, position: int) -> str:
         """What people call the event at `position`."""
-        return self.axis.name(position, position + 1) if 0 <= position < self.axis.total else f"#{position}"
+        return event_name(self.axis, position)
 
     def range(self, start: int, stop: int) -> str:
-        return self.event(start) if stop == start + 1 else ", ".join(self.axis.names(start, stop))
+        """The same of a range."""
+        inside = 0 <= start < stop <= self.axis.total
+        return self.event(start) if stop == start + 1 or not inside else ", ".join(self.axis.names(start, stop))
+
+
+def event_name(axis: Axis, position: int) -> str:
+    """`FILE:n (#position)`: as people count it, and as it stands in the output."""
+    if not 0 <= position < axis.total:
+        return f"#{position}"
+    number, local = axis.locate(position)
+    return f"{axis.files[number].name}:{local + 1} (#{position})"
 
 
 def gather(taskdir: TaskDir, now: float | None = None) -> Facts:
@@ -93,7 +103,7 @@ def draw(facts: Facts) -> dict[str, str]:
     done = np.where(c.axis.inside(), 100 * np.cumsum(c.done) / max(1, facts.axis.total), np.nan)
     out["done"] = svg.curve(c.axis, done, "Events done over time", "% done")
     if np.isfinite(left).any():
-        out["eta"] = svg.curve(c.axis, left, "Working time left, as estimated then", "time left", svg.seconds_words)
+        out["eta"] = svg.curve(c.axis, left, "Working time left, as estimated then", "time left", seconds=True)
     parts = facts.state["core_seconds"]
     looks = ("productive", "lost", "failed", "idle", "startup", "drained")
     words = ("productive", "lost in flight", "retried", "idle", "start-up", "overhead")
@@ -193,7 +203,8 @@ def _summary(facts: Facts) -> str:
         ("per event", svg.seconds_words(s["seconds_per_event"]), "of one core, mean"),
     ]
     boxes = "".join(
-        f"<div class=tile><span>{escape(a)}</span><b>{escape(b)}</b><small>{escape(d)}</small></div>" for a, b, d in tiles
+        f"<div class=tile><span>{escape(name)}</span><b>{escape(value)}</b><small>{escape(more)}</small></div>"
+        for name, value, more in tiles
     )
     return f"<p class=lead>{first}</p><p>{escape(verdict(sums))}</p><div class=tiles>{boxes}</div>"
 
@@ -207,8 +218,8 @@ def _timeline(facts: Facts, pictures: dict[str, str]) -> str:
     gaps = " Pauses between allocations are cut at the dotted lines." if c.axis.gaps() else ""
     return (
         heading("Timeline")
-        + "<p class=note>One line per node, or group of nodes; its height is shared by what its cores did. Times are UTC."
-        + f"{gaps} What is between two ranges of a worker is drawn as idle.</p>{pictures['nodes']}"
+        + "<p class=note>One line per node, or group of nodes; its height is shared by what its cores did. "
+        + f"Times are UTC.{gaps} What is between two ranges of a worker is drawn as idle.</p>{pictures['nodes']}"
         + f"<p class=note>{sample} Red is what was under way when the core was taken away.</p>{pictures['cores']}"
         + "<h3>Utilisation</h3>"
         + pictures["utilisation"]
@@ -244,8 +255,13 @@ def _outcome(facts: Facts, pictures: dict[str, str]) -> str:
     lines.append(("all", span(fine["total"]), "100.00"))
     c = facts.chronicle
     failures = [
-        (f"failed: {code}", f"{count:,}", span(c.failed_seconds[code])) for code, count in c.failed.most_common()
-    ] + [(f"given back: {code}", f"{count:,}", span(c.returned_seconds[code])) for code, count in c.returned.most_common()]
+        (f"{word}: {code}", f"{count:,}", span(seconds[code]))
+        for word, counts, seconds in (
+            ("failed", c.failed, c.failed_seconds),
+            ("given back", c.returned, c.returned_seconds),
+        )
+        for code, count in counts.most_common()
+    ]
     out = heading("Where the core time went") + pictures["outcome"] + table(("outcome", "core time", "%"), lines)
     if failures:
         out += "<h3>By category</h3>" + table(("category", "events", "core time"), failures)
@@ -268,7 +284,7 @@ def _events(facts: Facts, pictures: dict[str, str]) -> str:
     for seconds, start, stop, when, allocation, droid, worker in c.slowest:
         host = known[allocation].droids[droid].host if droid in known[allocation].droids else "?"
         place = f"Droid {droid} on {host}, worker {worker}"
-        slow.append((facts.range(start, stop), svg.seconds_words(seconds), _clock(when), place, allocation))
+        slow.append((facts.range(start, stop), place, allocation, _clock(when), svg.seconds_words(seconds)))
     tail = [
         (word, svg.seconds_words(quantile(c.pace.times, q)))
         for word, q in (("50 %", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("99.9 %", 0.999), ("slowest", 1.0))
@@ -278,7 +294,7 @@ def _events(facts: Facts, pictures: dict[str, str]) -> str:
         + f"<p class=note>Wall time of one event on one core; bins are equal in the logarithm.{note}</p>"
         + pictures["times"]
         + table(("quantile", "at most"), tail)
-        + details("Slowest", table(("event or range", "per event", "begun", "where", "allocation"), slow), True)
+        + details("Slowest", table(("event or range", "where", "allocation", "begun", "per event"), slow, left=3), True)
     )
 
 
@@ -287,8 +303,8 @@ def _failures(facts: Facts) -> str:
     out = heading("Quarantined events")
     if not quarantined:
         return out + "<p>None.</p>"
-    out += "<p class=note>Given up after all their attempts failed. <code>yoda run --retry-quarantined</code> takes them "
-    out += "up again.</p>"
+    out += "<p class=note>Given up after all their attempts failed. "
+    out += "<code>yoda run --retry-quarantined</code> takes them up again.</p>"
     for event in facts.state["quarantined"][:LISTED]:
         proofs = facts.chronicle.evidence.get(event, [])
         body = []

@@ -20,7 +20,7 @@ svg { display: block; width: 100%; height: auto; margin: 6px 0 }
 table { border-collapse: collapse; font-size: 13px; margin: 8px 0; font-variant-numeric: tabular-nums }
 th { text-align: left; color: #52606d; font-weight: 600 }
 th, td { padding: 3px 12px 3px 0; border-bottom: 1px solid #e4e7eb; vertical-align: top }
-td.n, th.n { text-align: right; white-space: nowrap } td { overflow-wrap: anywhere }
+td.n, th.n { text-align: right; white-space: nowrap } td { overflow-wrap: break-word }
 details { margin: 6px 0 } summary { cursor: pointer; overflow-wrap: anywhere }
 pre { background: #f5f7fa; padding: 8px 12px; overflow-x: auto; font-size: 12px; white-space: pre-wrap }
 code { background: #f5f7fa; padding: 0 3px }

@@ -158,28 +158,25 @@ def stacked(axis: TimeAxis, layers: Sequence[tuple[str, NDArray[np.float64]]], t
     for state, values in layers:
         above = below + values
         for begin, end in _runs((total > 0).astype(int), 1):
-            up = "".join(
-                f"L{LEFT + x} {_y(above[x], peak, top, bottom)}H{LEFT + x + 1}"
-                for x in range(begin, end)
-                if x == begin or above[x] != above[x - 1]
-            )
-            down = "".join(
-                f"L{LEFT + x + 1} {_y(below[x], peak, top, bottom)}H{LEFT + x}" for x in range(end - 1, begin - 1, -1)
-            )
+            start = f"M{LEFT + begin} {_y(below[begin], peak, top, bottom)}V{_y(above[begin], peak, top, bottom)}"
+            up = _steps(above, range(begin + 1, end), peak, top, bottom)
+            down = _steps(below, range(end - 1, begin, -1), peak, top, bottom)
+            turn = f"H{LEFT + end}V{_y(below[end - 1], peak, top, bottom)}"
             if (values[begin:end] > 0).any():
                 edge = ' stroke="#c3cad3" stroke-width="0.5"' if state in ("idle", "drained") else ""
-                parts.append(f'<path fill="{fill(state)}"{edge} d="M{up[1:]}H{LEFT + end}{down}Z"/>')
+                parts.append(f'<path fill="{fill(state)}"{edge} d="{start}{up}{turn}{down}Z"/>')
         below = above
     parts.append(time_ruler(axis, top, bottom))
     return svg(LEFT + axis.columns + RIGHT, bottom + 22, "".join(parts), title)
 
 
-def curve(axis: TimeAxis, values: NDArray[np.float64], title: str, unit: str, words: Any = None) -> str:
-    """One value along time; not a number where there is none."""
+def curve(axis: TimeAxis, values: NDArray[np.float64], title: str, unit: str, seconds: bool = False) -> str:
+    """One value along time (`seconds`: a length of time); not a number where there is none."""
     top, bottom = 12.0, 132.0
     known = np.isfinite(values)
-    peak, ticks = nice(float(values[known].max()) if known.any() else 0.0)
-    parts = [_value_ruler(ticks, peak, top, bottom, axis.columns, unit, words)]
+    highest = float(values[known].max()) if known.any() else 0.0
+    peak, ticks = nice_seconds(highest) if seconds else nice(highest)
+    parts = [_value_ruler(ticks, peak, top, bottom, axis.columns, unit, seconds_words if seconds else None)]
     for begin, end in _runs(known.astype(int), 1):
         points = " ".join(f"{LEFT + x + 0.5:g},{_y(values[x], peak, top, bottom)}" for x in range(begin, end))
         parts.append(f'<polyline points="{points}" fill="none" stroke="#2f6fb7" stroke-width="1.6"/>')
@@ -242,6 +239,13 @@ def nice(peak: float) -> tuple[float, list[float]]:
     return step * count, [step * n for n in range(count + 1)]
 
 
+def nice_seconds(peak: float) -> tuple[float, list[float]]:
+    """As `nice`, in steps of whole seconds, minutes, hours or days."""
+    size = next((size for size in (86400.0, 3600.0, 60.0) if peak >= 2 * size), 1.0)
+    top, ticks = nice(peak / size)
+    return top * size, [tick * size for tick in ticks]
+
+
 def seconds_words(seconds: float) -> str:
     """A length of time in one unit, short."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "us")):
@@ -268,6 +272,16 @@ def _value_ruler(
 
 def _y(value: float, peak: float, top: float, bottom: float) -> str:
     return f"{bottom - (bottom - top) * min(1.0, max(0.0, value / peak)):.1f}"
+
+
+def _steps(values: NDArray[np.float64], columns: range, peak: float, top: float, bottom: float) -> str:
+    """The line of `values` along `columns`, in their order; it moves only where the value changes."""
+    out, back = [], columns.step < 0
+    for x in columns:
+        before, after = (values[x], values[x - 1]) if back else (values[x - 1], values[x])
+        if before != after:
+            out.append(f"H{LEFT + x}V{_y(after, peak, top, bottom)}")
+    return "".join(out)
 
 
 def _box(begin: int, y: float, width: float, height: float) -> str:

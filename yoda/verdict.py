@@ -1,4 +1,4 @@
-"""Accounting in words: one line that says how well the core-seconds were used, and tables by allocation and by node. Pure."""
+"""Accounting in words: one line on how well the core-seconds were used, and tables by allocation and node. Pure."""
 
 from __future__ import annotations
 

@@ -1,0 +1,347 @@
+"""`yoda explain`: the story of one range or event, and of a task: why is nothing running, why did it end, what next.
+
+From the journals alone, like everything that looks at a task; only where an image is now is looked up on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from eventrange.axis import Axis
+from eventrange.history import Story
+from eventrange.records import Code, Kind
+from eventrange.taskdir import TaskDir
+from yoda.status import span, status
+from yoda.verdict import verdict
+
+MOST = 400  #: entries told at most; the first and the last ones are kept
+VERSION = 1
+
+
+@dataclass
+class Told:
+    """What was found about a range."""
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    count: int = 0
+    winners: list[dict[str, Any]] = field(default_factory=list)  #: done records that count, by position
+
+
+def explain_range(taskdir: TaskDir, name: str) -> dict[str, Any]:
+    """Everything the journals know of the range or event called `name` (Axis.parse). Plain values.
+
+    Raises NotATask, TaskDamaged, ConfigError (exit 78) where the name means nothing.
+    """
+    from yoda.task import need_task
+
+    frozen = need_task(taskdir)
+    axis = Axis.from_dict(frozen.axis)
+    start, stop = axis.parse(name)
+    droids: dict[tuple[str, int], dict[str, Any]] = {}
+    sealed: dict[tuple[str, int, int], dict[str, Any]] = {}
+    staged: dict[str, list[str]] = {}
+    told = Told()
+    ended: dict[str, str] = {}
+    for allocation, entry in Story(taskdir, frozen.fingerprint).whole():
+        if isinstance(entry, dict):
+            _note(told, allocation, entry, start, stop, droids, sealed, staged, ended)
+        else:
+            for row in entry[(entry["start"] < stop) & (entry["stop"] > start)]:
+                _record(told, axis, allocation, row, droids)
+    winners = _winners(told.winners, start, stop)
+    for one in winners:
+        _locate(one, taskdir, sealed, staged)
+    quarantined = [e for e in told.entries if e["what"] == "quarantined"]
+    open_grants = _open(told.entries)
+    for entry in open_grants:
+        fate = ended.get(entry["allocation"], "its allocation was killed, or is at it")
+        entry["outcome"] = f"not heard of again: {fate}"
+    covered = sum(one["covers"] for one in winners)
+    return {
+        "version": VERSION,
+        "task": frozen.task,
+        "range": ", ".join(axis.names(start, stop)),
+        "start": start,
+        "stop": stop,
+        "events": stop - start,
+        "done": covered,
+        "state": _state(stop - start, covered, quarantined, told.entries),
+        "entries": told.entries,
+        "entries_total": told.count,
+        "images": winners,
+        "merged": os.path.exists(os.path.join(taskdir.merged, "merge.json")),
+    }
+
+
+def _record(told: Told, axis: Axis, allocation: str, row: Any, droids: dict[tuple[str, int], dict[str, Any]]) -> None:
+    kind, start, stop = int(row["kind"]), int(row["start"]), int(row["stop"])
+    droid = int(row["droid"])
+    home = droids.get((allocation, droid), {})
+    entry: dict[str, Any] = {
+        "time": float(row["time"]),
+        "what": Kind(kind).name.lower() if kind in list(Kind) else str(kind),
+        "range": ", ".join(axis.names(start, stop)) if 0 <= start < stop <= axis.total else f"[{start}, {stop})",
+        "start": start,
+        "stop": stop,
+        "allocation": allocation,
+    }
+    if droid:
+        entry |= {"droid": droid, "host": home.get("host", "?")}
+    if kind in (Kind.DONE, Kind.FAILED):
+        entry |= {"worker": int(row["worker"]), "seconds": float(row["wall"]), "cpu": float(row["cpu"])}
+    if kind in (Kind.FAILED, Kind.RETURNED):
+        code = int(row["code"])
+        entry["code"] = Code(code).name.lower() if code in list(Code) else str(code)
+        entry["seconds"] = float(row["wall"])
+    if kind in (Kind.GRANTED, Kind.FAILED, Kind.QUARANTINED):
+        entry["attempt"] = int(row["attempt"]) + (kind != Kind.QUARANTINED)
+    if kind == Kind.DONE:
+        place = ("segment", "offset", "size")
+        image = {name: int(row[name]) for name in place} | {"checksum": f"{int(row['checksum']):08x}"}
+        told.winners.append({**entry, **image})
+    elif kind == Kind.PENDING:
+        # It takes back what was done before: parts of older images inside it no longer count.
+        told.winners = [one for one in told.winners if one["stop"] <= start or one["start"] >= stop]
+    _tell(told, entry)
+
+
+def _tell(told: Told, entry: dict[str, Any]) -> None:
+    told.count += 1
+    told.entries.append(entry)
+    if len(told.entries) > MOST:
+        del told.entries[MOST // 2]
+
+
+def _note(
+    told: Told,
+    allocation: str,
+    note: dict[str, Any],
+    start: int,
+    stop: int,
+    droids: dict[tuple[str, int], dict[str, Any]],
+    sealed: dict[tuple[str, int, int], dict[str, Any]],
+    staged: dict[str, list[str]],
+    ended: dict[str, str],
+) -> None:
+    what = note.get("note")
+    if what == "joined":
+        droids[allocation, int(note.get("droid") or 0)] = note
+    elif what == "sealed":
+        sealed[allocation, int(note.get("droid") or 0), int(note.get("segment") or 0)] = note
+    elif what == "staged":
+        staged.setdefault(str(note.get("segment")), []).append(str(note.get("url") or note.get("endpoint")))
+    elif what == "end":
+        ended[allocation] = f"the allocation ended: {note.get('reason', '?')}"
+    elif what == "evidence" and isinstance(note.get("event"), int) and start <= note["event"] < stop:
+        keys = ("event", "attempt", "droid", "host", "worker", "text", "stderr")
+        entry = {"time": float(note.get("time") or 0), "what": "evidence", "allocation": allocation}
+        _tell(told, entry | {key: note.get(key) for key in keys})
+
+
+def _winners(done: list[dict[str, Any]], start: int, stop: int) -> list[dict[str, Any]]:
+    """The done records that count for [start, stop): the first one of every event (L2), with how many it covers."""
+    taken = np.zeros(stop - start, bool) if stop - start <= 1 << 24 else None
+    out = []
+    for one in done:
+        a, b = max(one["start"], start) - start, min(one["stop"], stop) - start
+        if taken is None:
+            covers = b - a
+        else:
+            covers = int((~taken[a:b]).sum())
+            taken[a:b] = True
+        if covers:
+            out.append({**one, "covers": covers})
+    return sorted(out, key=lambda one: one["start"])
+
+
+def _locate(
+    one: dict[str, Any],
+    taskdir: TaskDir,
+    sealed: dict[tuple[str, int, int], dict[str, Any]],
+    staged: dict[str, list[str]],
+) -> None:
+    """Where the image of a done record is now."""
+    if not one["size"]:
+        one["where"] = ["it has no image"]
+        return
+    key = (one["allocation"], one["droid"], one["segment"])
+    path = taskdir.segment(*key)
+    words = []
+    if os.path.exists(path):
+        words.append(f"{path} at byte {one['offset']} ({'sealed' if key in sealed else 'not sealed'})")
+    name = os.path.basename(path)
+    relative = os.path.relpath(path, taskdir.root)
+    for known in (relative, f"{one['allocation']}/{name}", name, os.path.splitext(name)[0]):
+        words += staged.get(known, [])
+    one["where"] = words or [f"nowhere: {path} is gone; `yoda merge` makes its events pending again"]
+
+
+def _open(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Grants of which nothing came back to this allocation's journal."""
+    out = []
+    for number, entry in enumerate(entries):
+        if entry["what"] != "granted":
+            continue
+        later = entries[number + 1 :]
+        answered = any(
+            other["what"] in ("done", "failed", "returned")
+            and other["allocation"] == entry["allocation"]
+            and other.get("droid") == entry["droid"]
+            and other["start"] < entry["stop"]
+            and other["stop"] > entry["start"]
+            for other in later
+            if "start" in other
+        )
+        if not answered:
+            out.append(entry)
+    return out
+
+
+def _state(events: int, done: int, quarantined: list[dict[str, Any]], entries: list[dict[str, Any]]) -> str:
+    if done >= events:
+        return "done"
+    if quarantined and not any(e["what"] == "pending" and e["time"] > quarantined[-1]["time"] for e in entries):
+        return "quarantined" if events == 1 else f"{done} of {events} events done, some quarantined"
+    if done:
+        return f"{done} of {events} events done"
+    return "pending" if not entries or entries[-1]["what"] != "granted" else "granted"
+
+
+def render_range(found: dict[str, Any]) -> str:
+    """The story for people."""
+    size = f"{found['events']:,} events" if found["events"] > 1 else "one event"
+    out = [f"{found['range']} of {found['task']}: {size}, positions {found['start']} to {found['stop'] - 1}"]
+    out.append(f"state: {found['state']}")
+    for one in found["images"][:20]:
+        out.append(f"image of {one['range']} ({one['size']:,} bytes):")
+        out += [f"  {where}" for where in one["where"]]
+    if len(found["images"]) > 20:
+        out.append(f"and {len(found['images']) - 20:,} more images")
+    if found["merged"]:
+        out.append("the task has been merged")
+    out.append("")
+    if not found["entries"]:
+        out.append("Nobody has been given it yet.")
+    last = ""
+    for entry in found["entries"]:
+        if entry["allocation"] != last:
+            last = entry["allocation"]
+            out.append(f"allocation {last}")
+        out += _sentence(entry)
+    if found["entries_total"] > len(found["entries"]):
+        out.append(f"({found['entries_total'] - len(found['entries']):,} entries in the middle are left out)")
+    return "\n".join(out)
+
+
+def _sentence(entry: dict[str, Any]) -> list[str]:
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(entry["time"])) if entry["time"] else "?"
+    who = f"Droid {entry['droid']} on {entry['host']}" if entry.get("droid") else ""
+    what = entry["what"]
+    if what == "evidence":
+        words = "\n".join(str(entry.get(key) or "").strip() for key in ("text", "stderr")).strip()
+        lines = [line[:200] for line in words.splitlines() if not line.startswith("Extension modules:")]
+        if len(lines) > 16:  # a traceback has its gist at the end, a fault handler's stack at the beginning
+            lines = [*lines[:8], "...", *lines[-8:]]
+        return [f"      | {line}" for line in lines]
+    if what == "granted":
+        again = f", attempt {entry['attempt']}" if entry["attempt"] > 1 else ""
+        more = f"; {entry['outcome']}" if "outcome" in entry else ""
+        return [f"  {clock}  {entry['range']} granted to {who}{again}{more}"]
+    if what == "done":
+        return [f"  {clock}  {entry['range']} done by {who}, worker {entry['worker']}, in {span(entry['seconds'])}"]
+    if what == "failed":
+        where = f"{who}, worker {entry['worker']}, after {span(entry['seconds'])}"
+        return [f"  {clock}  {entry['range']} failed on {where}: {entry['code']}, attempt {entry['attempt']}"]
+    if what == "returned":
+        return [f"  {clock}  {entry['range']} came back from {who}: {entry['code'].replace('_', ' ')}"]
+    if what == "quarantined":
+        return [f"  {clock}  {entry['range']} quarantined after {entry['attempt']} attempts"]
+    if what == "pending":
+        return [f"  {clock}  {entry['range']} taken up again"]
+    return [f"  {clock}  {entry['range']} {what} {who}".rstrip()]
+
+
+# -- the task ----------------------------------------------------------------------------------------------------------
+
+
+def explain_task(taskdir: TaskDir, now: float | None = None) -> dict[str, Any]:
+    """Why the task is where it is, and what to do next: sentences, and the status they come from."""
+    state = status(taskdir, now)
+    return {
+        "version": VERSION,
+        "task": state["task"],
+        "verdict": verdict(state["core_seconds"]),
+        "why": _why(state),
+        "next": _next(state),
+        "status": state,
+    }
+
+
+def _why(state: dict[str, Any]) -> list[str]:
+    events, allocations = state["events"], state["allocations"]
+    out = [f"{events['done']:,} of {events['total']:,} events are done, {events['quarantined']:,} quarantined."]
+    alive = [one for one in allocations if one["state"] == "alive"]
+    worked = [one for one in allocations if one["state"] != "none"]
+    for one in alive:
+        age = span(max(0.0, state["time"] - (one["last_sign_of_life"] or state["time"])))
+        droids = [droid for droid in one["droids"] if droid["left"] is None]
+        if droids:
+            out.append(f"Allocation {one['name']} is at work with {len(droids)} Droids; last sign of life {age} ago.")
+        else:
+            out.append(f"Allocation {one['name']} has started, but no Droid is at work in it (last word {age} ago).")
+    if not alive and not worked:
+        out.append("No allocation has worked on it yet.")
+    if not alive and worked:
+        last = max(worked, key=lambda one: one["last_sign_of_life"] or 0.0)
+        when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(last["last_sign_of_life"] or 0))
+        code = "" if last["exit_code"] is None else f" (exit code {last['exit_code']})"
+        out.append(f"Nothing is running. The last allocation, {last['name']}, ended at {when}: {last['why']}{code}.")
+        if last["state"] == "killed":
+            out.append("It wrote no end, so it was killed; what was in flight is pending again, all else is kept.")
+        for droid in last["droids"]:
+            if droid["left"] and droid["left"].startswith(("sick", "lost")):
+                out.append(f"Droid {droid['droid']} on {droid['host']} was {droid['left'].splitlines()[0]}.")
+    for one in allocations:
+        if one["damage"]:
+            out.append(f"Journal {one['name']}: {one['damage']}.")
+    return out
+
+
+def _next(state: dict[str, Any]) -> list[str]:
+    events, task = state["events"], state["directory"]
+    queued = [job for job in (state.get("slurm") or {}).get("jobs", ()) if job.get("state") != "GONE"]
+    out = []
+    if state["complete"]:
+        if not state["merged"]:
+            out.append(f"yoda merge {task}")
+        if events["quarantined"]:
+            first = state["quarantined"][0]
+            out.append(f"yoda explain {task} '#{first}'   # why the first quarantined event was given up")
+            out.append("yoda run JOB --retry-quarantined   # after the payload is repaired")
+        return out or ["Nothing: the task is complete and merged."]
+    if any(one["state"] == "alive" for one in state["allocations"]):
+        return [f"yoda status {task} --watch"]
+    if queued:
+        return ["Wait: Slurm has a job that goes on with it (see `yoda status`)."]
+    ended = [one for one in state["allocations"] if one["exit_code"] is not None]
+    last = ended[-1]["exit_code"] if ended else None
+    if last == 78:
+        out.append("Correct what the message above names, then run the same `yoda run` again.")
+    elif last == 73:
+        out.append("Make room where the message above says, then run the same `yoda run` again.")
+    elif last == 1:
+        out.append("That was a bug: its traceback is in the logs folder of the task. The same `yoda run` goes on.")
+    else:
+        out.append("Run the same `yoda run` (or `yoda submit`) again: it goes on where this one was cut.")
+    return out
+
+
+def render_task(found: dict[str, Any]) -> str:
+    """For people."""
+    lines = [f"{found['task']}: {found['verdict']}", "", *found["why"], "", "next:"]
+    return "\n".join([*lines, *(f"  {line}" for line in found["next"])])
