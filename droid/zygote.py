@@ -51,9 +51,9 @@ class Blueprint:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
-    """Have the kernel signal this process when `parent` (its current parent) dies; exit if that has happened already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` (its current parent) dies; exit if that has happened already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 

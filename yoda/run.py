@@ -245,7 +245,7 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
         command, extra = launcher(site.launcher, ranks, environ)
         arguments = [*command, sys.executable, _entry(), *request.arguments()]
         env = {**environ, **extra, EXIT_FILE: exit_file}
-        child = subprocess.Popen(arguments, env=env, start_new_session=True, preexec_fn=_end_with_us)
+        child = subprocess.Popen(arguments, env=env, start_new_session=True, preexec_fn=_end_with(os.getpid()))
         stops: list[float] = []
 
         def forward(number: int, _: Any) -> None:
@@ -271,13 +271,6 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
                 file=sys.stderr,
             )
             return RUN_AGAIN
-
-
-def _end_with_us() -> None:
-    """In the launcher's process: have it end its ranks when we are killed."""
-    from droid.zygote import die_with_parent
-
-    die_with_parent(os.getppid(), signal.SIGTERM)
 
 
 def _see_through(child: subprocess.Popen[bytes], exit_file: str) -> int:
