@@ -282,6 +282,14 @@ class StorageConflict(StorageError):
     todo = "two tasks write the same names: give each its own prefix in the site file, or remove the foreign object"
 
 
+class StorageOffline(YodaError):
+    """Images are needed that only storage has that cannot be reached now; they are not lost."""
+
+    exit_code = RUN_AGAIN
+    what = "cannot merge now: {missing} of {events} events are on storage that cannot be used ({detail})"
+    todo = "`yoda merge --wait` tries until it can be used; `--partial` merges what can be read now"
+
+
 class SegmentDamaged(StorageError):
     """A sealed local segment is gone or no longer has the checksum it was sealed with, so it must not be uploaded."""
 

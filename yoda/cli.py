@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eventrange.errors import BAD_DATA, OK, YodaError
 from eventrange.taskdir import TaskDir
-from yoda.storage_commands import add_stageout
+from yoda.storage_commands import add_stageout, add_wait, site_of
 
 
 WATCH_SECONDS = 2.0
@@ -78,6 +78,9 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument("task")
     merge.add_argument("-o", "--output", help="folder for the final files; default TASK/merged")
     merge.add_argument("--partial", action="store_true", help="merge what there is")
+    merge.add_argument("--site", help="the site file with the storage endpoints; default: those of the last run")
+    merge.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the site")
+    add_wait(merge)
     merge.set_defaults(command=_merge)
 
     add_stageout(commands)
@@ -230,18 +233,22 @@ def _journal(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> int:
+    from eventrange.axis import Axis
     from yoda.merging import MergeChoices, merge_task
+    from yoda.storage_commands import said_missing, say
     from yoda.task import need_task
 
     taskdir = TaskDir(os.path.abspath(args.task))
     frozen = need_task(taskdir)
     output = frozen.job.get("output", {})
-    choices = MergeChoices(output.get("compression", "gzip"), output.get("events_per_file"), args.partial, args.output)
-    merged = merge_task(taskdir, frozen, choices)
+    choices = MergeChoices(
+        output.get("compression", "gzip"), output.get("events_per_file"), args.partial, args.output, args.wait
+    )
+    merged = merge_task(taskdir, frozen, choices, site=site_of(args), say=say)
     folder = args.output or taskdir.merged
     for name in merged.files:
         print(os.path.join(folder, name))
-    return OK
+    return said_missing(merged, Axis.from_dict(frozen.axis))
 
 
 def _plan(args: argparse.Namespace) -> int:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import os
+import random
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eventrange import records
-from eventrange.errors import MergeIncomplete
+from eventrange.errors import ConfigError, MergeIncomplete, StorageOffline
 from eventrange.history import Story, done_records, read_progress
-from eventrange.journal import JournalWriter
-from eventrange.records import Kind
-from eventrange.segment import SegmentReader
 from eventrange.taskdir import TaskDir
+from stageout.catalogue import Catalogue
 from stageout.merge import Merged, merge
+from stageout.source import Images
 from stageout.winners import winners
+from yoda.salvage import salvage
+from yoda.stageout import storage_of
 from yoda.task import Frozen
+
+if TYPE_CHECKING:
+    from stageout.endpoint import Endpoint
+
+FIRST_PAUSE, LAST_PAUSE = 5.0, 300.0  #: seconds between tries while storage is down
+READERS = 8  #: threads that read images where they come over the network
 
 
 @dataclass(frozen=True)
@@ -31,15 +38,20 @@ class MergeChoices:
     events_per_file: int | None = None
     partial: bool = False
     folder: str | None = None  #: None: `merged` in the task directory
+    wait: float = 0.0  #: seconds to go on trying while storage is down
 
 
-def payload_notes(taskdir: TaskDir, fingerprint: str) -> dict[str, Any]:
-    """What the Droids said of the payload: `jagged` fields and `versions` of what it ran on (of the first to say)."""
+def read_notes(taskdir: TaskDir, fingerprint: str) -> tuple[dict[str, Any], Catalogue]:
+    """What the Droids said of the payload, `jagged` fields and `versions` of what it ran on (of the first to say); and
+    where the segments are."""
     found: dict[str, Any] = {}
-    for _, entry in Story(taskdir, fingerprint):
-        if isinstance(entry, dict) and entry.get("note") == "payload" and not found:
-            found = entry
-    return found
+    catalogue = Catalogue()
+    for name, entry in Story(taskdir, fingerprint):
+        if isinstance(entry, dict):
+            catalogue.add(name, entry)
+            if entry.get("note") == "payload" and not found:
+                found = entry
+    return found, catalogue
 
 
 def merge_task(
@@ -47,56 +59,100 @@ def merge_task(
     frozen: Frozen,
     choices: MergeChoices,
     progress: Callable[[int, int], None] | None = None,
+    site: Any = None,
+    say: Callable[[str], None] = lambda text: None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Merged:
-    """Merge a task. Images that turn out damaged or missing are made pending again in a journal of their own, then
-    MergeIncomplete is raised: `yoda run` processes just those events, and the next merge completes."""
+    """Merge a task from wherever its images are; `site` (yoda.schema.Site) tells of endpoints, else the last run does.
+
+    Images that no place has whole are made pending again, their neighbours are moved (yoda/salvage.py), then
+    MergeIncomplete is raised: `yoda run` processes just those events, and the next merge completes. Where storage is
+    down it is tried again for `choices.wait` seconds, with back-off, then StorageOffline is raised; nothing becomes
+    pending for that.
+    """
+    until, pause = time.monotonic() + choices.wait, FIRST_PAUSE
+    while True:
+        try:
+            return _merge_once(taskdir, frozen, choices, progress, site, say)
+        except StorageOffline as error:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise
+            wait = min(pause * random.uniform(0.75, 1.25), left)
+            say(f"{str(error).splitlines()[0]}; trying again in {wait:.0f} s")
+            sleep(wait)
+            pause = min(2 * pause, LAST_PAUSE)
+
+
+def open_images(
+    taskdir: TaskDir, names: list[str], placed: NDArray[Any], catalogue: Catalogue, site: Any = None
+) -> Images:
+    """The images of a task; endpoints are opened when something is not in the task directory."""
+
+    def endpoints() -> list[Endpoint]:
+        from stageout.endpoint import open_endpoint
+
+        try:
+            return [open_endpoint(one) for one in storage_of(taskdir, catalogue, site).endpoints]
+        except ConfigError:
+            return []
+
+    return Images(taskdir, names, placed, catalogue, endpoints)
+
+
+def _merge_once(
+    taskdir: TaskDir,
+    frozen: Frozen,
+    choices: MergeChoices,
+    progress: Callable[[int, int], None] | None,
+    site: Any,
+    say: Callable[[str], None],
+) -> Merged:
     fingerprint = frozen.fingerprint
     rows, allocation, names = done_records(taskdir, fingerprint)
     placed = winners(rows, allocation)
     known = read_progress(taskdir, fingerprint)
     total = sum(file.events for file in frozen.inputs.files) if frozen.inputs.files else int(frozen.inputs.events or 0)
-    payload = payload_notes(taskdir, fingerprint)
-    reader = SegmentReader()
+    payload, catalogue = read_notes(taskdir, fingerprint)
     quarantined = np.array(list(known.quarantined), np.int64).reshape(-1, 2)
+    with closing(open_images(taskdir, names, placed, catalogue, site)) as images:
+        try:
+            merged = merge(
+                placed,
+                images.fetch,
+                choices.folder or taskdir.merged,
+                frozen.task,
+                total,
+                fingerprint=fingerprint,
+                attributes={"task": frozen.task, "fingerprint": fingerprint, "seed": frozen.seed},
+                quarantined=quarantined,
+                compression=choices.compression,
+                events_per_file=choices.events_per_file,
+                jagged=payload.get("jagged", ()),
+                partial=choices.partial,
+                readers=READERS
+                if any(known.copies and not known.local for known in catalogue.segments.values())
+                else 1,
+                progress=progress,
+            )
+        except MergeIncomplete as error:
+            damaged = error.values.get("damaged")
+            if damaged is None or not len(damaged):
+                raise
+            away = _away(images, damaged)
+            if len(away):
+                count = int((away["keep_stop"] - away["keep_start"]).sum())
+                detail = "; ".join(f"{name}: {why}" for name, why in sorted(images.offline.items()))
+                raise StorageOffline(events=total, missing=count, detail=detail) from error
+            moved = salvage(images, frozen.task, fingerprint, damaged)
+            if moved.images:
+                say(f"{moved.images} images beside the damaged ones are moved to segments/{moved.allocation}")
+            raise
+        for name, why in sorted(images.offline.items()):
+            say(f"storage {name} cannot be used: {why}")
+        return merged
 
-    def fetch(row: Any) -> bytes:
-        path = taskdir.segment(names[int(row["allocation"])], int(row["droid"]), int(row["segment"]))
-        return reader.read(path, int(row["offset"]), int(row["size"]), int(row["checksum"]))
 
-    try:
-        return merge(
-            placed,
-            fetch,
-            choices.folder or taskdir.merged,
-            frozen.task,
-            total,
-            fingerprint=fingerprint,
-            attributes={"task": frozen.task, "fingerprint": fingerprint, "seed": frozen.seed},
-            quarantined=quarantined,
-            compression=choices.compression,
-            events_per_file=choices.events_per_file,
-            jagged=payload.get("jagged", ()),
-            partial=choices.partial,
-            progress=progress,
-        )
-    except MergeIncomplete as error:
-        damaged = error.values.get("damaged")
-        if damaged is not None and len(damaged):
-            make_pending(taskdir, fingerprint, damaged["keep_start"], damaged["keep_stop"], "images damaged or missing")
-        raise
-
-
-def make_pending(taskdir: TaskDir, fingerprint: str, starts: NDArray[Any], stops: NDArray[Any], reason: str) -> str:
-    """Write a journal that takes [starts, stops) up again; returns its allocation name."""
-    now = time.time()
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f"{int(now * 1000) % 1000:03d}Z"
-    name = f"{stamp}-pending-{os.getpid()}"
-    journal = JournalWriter(taskdir.journal(name), fingerprint, name, created=now)
-    rows = records.new(len(starts), kind=Kind.PENDING, time=now)
-    rows["start"], rows["stop"] = starts, stops
-    journal.append(rows)
-    journal.note("pending", time=now, reason=reason, events=int((stops - starts).sum()))
-    journal.flush()
-    journal.file.sync()
-    journal.file.close()
-    return name
+def _away(images: Images, damaged: NDArray[Any]) -> NDArray[Any]:
+    """Those of `damaged` that may be whole where we cannot look now."""
+    return damaged[[(images.id_of(row), int(row["offset"])) in images.away for row in damaged]]

@@ -1,7 +1,7 @@
 """`yoda stageout`: stage out what no living allocation takes care of, without MPI; on a login node, or beside rank 0.
 
 Segments that dead allocations left open are sealed first (stageout/repair.py). What is done goes into a journal of its
-own, note by note: written, synced, and only then is the stage-out process told so. One at a time per task: whoever comes
+own, note by note: written, synced, and only then is the stage-out process told. One at a time per task: whoever comes
 second leaves it to the first.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from droid.stageout import breaker_note, failure_note, fields, unusable_note
+from eventrange import records
 from eventrange.errors import CannotWrite, ConfigError, StagerGone
 from eventrange.history import Story
 from eventrange.journal import JournalWriter
@@ -52,13 +53,13 @@ class Storage:
     """The endpoints of a task, in order, and the rules."""
 
     endpoints: tuple[EndpointSite, ...]
-    rules: StageoutRules = StageoutRules()
+    rules: StageoutRules = field(default_factory=StageoutRules)
 
 
 @dataclass
 class Outcome:
-    """What one call did, in segments. `left` have no copy on any endpoint though they could; `elsewhere` belong to living
-    allocations; `unusable` are damaged on disk."""
+    """What one call did, in segments. `left` have no copy on any endpoint though they could; `elsewhere` belong to
+    living allocations; `unusable` are damaged on disk."""
 
     staged: int = 0
     repaired: int = 0
@@ -127,7 +128,7 @@ def stage_out(
 
 @contextmanager
 def _alone(taskdir: TaskDir) -> Iterator[bool]:
-    """Whether this is the only one. The lock goes with its process; where a file system has none, double work is all."""
+    """Whether this is the only one. The lock goes with its process; without locks, work may be done twice."""
     fd = os.open(os.path.join(taskdir.root, "stageout.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
@@ -158,7 +159,7 @@ class Carrier:
     def note(self, values: dict[str, Any]) -> None:
         """Write a note and make it durable. Raises CannotWrite."""
         if self.journal is None:
-            self.journal = command_journal(self.taskdir, self.fingerprint, "stageout")
+            self.journal = command_journal(self.taskdir, self.fingerprint, command_name("stageout"))
         values = {"time": time.time(), **values}
         self.journal.note(values.pop("note"), **values)
         self.journal.flush()
@@ -306,12 +307,16 @@ class Carrier:
                 pass
 
 
-def command_journal(taskdir: TaskDir, fingerprint: str, what: str) -> JournalWriter:
-    """A journal for a command that is no allocation, made so that it comes after all that exist now."""
+def command_name(what: str) -> str:
+    """A name for the journal of a command that is no allocation; it comes after all that exist now."""
     now = time.time()
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f"{int(now * 1000) % 1000:03d}Z"
-    name = f"{stamp}-{what}-{os.getpid()}"
-    return JournalWriter(taskdir.journal(name), fingerprint, name, created=now)
+    return f"{stamp}-{what}-{os.getpid()}"
+
+
+def command_journal(taskdir: TaskDir, fingerprint: str, name: str) -> JournalWriter:
+    """The journal of that name."""
+    return JournalWriter(taskdir.journal(name), fingerprint, name, created=time.time())
 
 
 def left_open(taskdir: TaskDir, allocation: str, catalogue: Catalogue) -> dict[SegmentId, str]:
@@ -339,9 +344,7 @@ def _done_rows(taskdir: TaskDir, fingerprint: str, allocation: str) -> dict[tupl
     for _, entry in Story(taskdir, fingerprint, {allocation}).whole():
         if not isinstance(entry, dict):
             found.append(entry[(entry["kind"] == Kind.DONE) & (entry["size"] > 0)])
-    rows = np.concatenate(found) if found else np.zeros(0)
-    if not len(rows):
-        return {}
+    rows: NDArray[Any] = np.concatenate(found) if found else records.new(0)
     keys = np.unique(rows[["droid", "segment"]])
     return {
         (int(droid), int(number)): rows[(rows["droid"] == droid) & (rows["segment"] == number)]
@@ -356,7 +359,7 @@ def reset(taskdir: TaskDir, fingerprint: str, storage: Storage, endpoint: str) -
     changes = breaker.reset(f"endpoint:{endpoint}", now)
     breakerfile.save(path, breaker.to_dict())
     for c in changes:
-        journal = command_journal(taskdir, fingerprint, "reset")
+        journal = command_journal(taskdir, fingerprint, command_name("reset"))
         values = {"key": c.key, "before": c.before, "after": c.after, "reason": c.reason, "alert": c.alert}
         journal.note("breaker", time=c.time, **values)
         journal.flush()

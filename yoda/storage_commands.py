@@ -6,23 +6,39 @@ import argparse
 import json
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from eventrange.errors import OK, RUN_AGAIN
 from eventrange.history import Story
 from eventrange.taskdir import TaskDir
 
+if TYPE_CHECKING:
+    from eventrange.axis import Axis
+    from stageout.merge import Merged
+    from yoda.schema import Site
+
+LISTED = 20  #: intervals shown
 FOR_EVER = 10 * 365 * 86400.0  #: seconds; `--wait` without a duration
 
 
 def add_stageout(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The command's arguments."""
-    from eventrange.quantity import parse_duration
-
     one = commands.add_parser("stageout", help="copy what is left to the storage endpoints; works without MPI")
     one.add_argument("task")
     one.add_argument("--site", help="the site file; default: the endpoints of the last run")
     one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the site")
-    one.add_argument(
+    add_wait(one)
+    one.add_argument("--manifest", action="store_true", help="print every object with checksums, ranges and copies")
+    one.add_argument("--reset", metavar="ENDPOINT", help="this endpoint is well again, whatever happened before")
+    one.add_argument("--beside", type=int, help=argparse.SUPPRESS)
+    one.set_defaults(command=stageout_command)
+
+
+def add_wait(command: argparse.ArgumentParser) -> None:
+    """`--wait [DURATION]`, in seconds as `wait`."""
+    from eventrange.quantity import parse_duration
+
+    command.add_argument(
         "--wait",
         nargs="?",
         type=parse_duration,
@@ -31,16 +47,34 @@ def add_stageout(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DURATION",
         help="keep on trying while storage is down",
     )
-    one.add_argument("--manifest", action="store_true", help="print every object with checksums, ranges and copies")
-    one.add_argument("--reset", metavar="ENDPOINT", help="this endpoint is well again, whatever happened before")
-    one.add_argument("--beside", type=int, help=argparse.SUPPRESS)
-    one.set_defaults(command=stageout_command)
+
+
+def site_of(args: argparse.Namespace) -> Site | None:
+    """The site file of the command line, if there is one."""
+    from yoda.config import load_site
+
+    return load_site(args.site, args.set, here=False) if args.site or args.set else None
+
+
+def say(text: str) -> None:
+    """A sentence for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def said_missing(merged: Merged, axis: Axis) -> int:
+    """Say which events a partial merge left out; returns the exit code."""
+    if not len(merged.missing):
+        return OK
+    count = int((merged.missing[:, 1] - merged.missing[:, 0]).sum())
+    shown = ", ".join(f"[{start}, {stop})" for start, stop in merged.missing[:LISTED].tolist())
+    more = f" and {len(merged.missing) - LISTED} more" if len(merged.missing) > LISTED else ""
+    say(f"{count} of {axis.total} events are not in it: {shown}{more}")
+    return RUN_AGAIN
 
 
 def stageout_command(args: argparse.Namespace) -> int:
     """Exit code 0: every segment has a copy; 75: some have none."""
     from stageout.catalogue import read_catalogue
-    from yoda.config import load_site
     from yoda.stageout import reset, stage_out, storage_of
     from yoda.task import need_task
 
@@ -51,15 +85,12 @@ def stageout_command(args: argparse.Namespace) -> int:
         os.nice(15)
     taskdir = TaskDir(os.path.abspath(args.task))
     frozen = need_task(taskdir)
-    site = load_site(args.site, args.set, here=False) if args.site or args.set else None
+    site = site_of(args)
     if args.manifest:
         from yoda.manifest import manifest
 
         print(json.dumps(manifest(taskdir, frozen), indent=1))
         return OK
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
     if args.reset:
         catalogue = read_catalogue(Story(taskdir, frozen.fingerprint).whole())

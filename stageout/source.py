@@ -1,0 +1,184 @@
+"""Images from wherever they are: the local segment, else the endpoints that have it, in the order of the site file.
+
+From endpoints only the needed images travel, in ranged reads that take neighbours along; a few such spans are kept in
+memory. An endpoint that cannot be reached is not asked again, and what only it has is `away`: that is not damage, and
+nobody should make those events again. An image that is wrong in one place is looked for in the next.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eventrange.errors import ImageDamaged, StorageCorrupt, StorageError, StorageMissing
+from eventrange.segment import SegmentReader, verify
+from eventrange.taskdir import TaskDir
+from stageout.catalogue import Catalogue, Known, SegmentId
+from stageout.endpoint import Endpoint
+
+GAP = 64 * 1024  # bytes not needed that are read along rather than asking twice
+SPAN = 4 << 20  # bytes per ranged read, about: large enough that the rate of requests does not matter
+KEPT = 24  # spans in memory, of all segments together: 96 MiB and images larger than a span
+
+Where = tuple[SegmentId, int]  # segment and offset of an image
+_Span = tuple[int, int]  # offset, size
+
+
+class Images:
+    """Reads images for a merge; `fetch` may be called from several threads.
+
+    `placed` are all rows (PLACED) that will be asked for, `names` the allocations they number. `open_endpoints` is
+    called once something is not found here.
+    """
+
+    def __init__(
+        self,
+        taskdir: TaskDir,
+        names: Sequence[str],
+        placed: NDArray[Any],
+        catalogue: Catalogue,
+        open_endpoints: Callable[[], Sequence[Endpoint]],
+    ) -> None:
+        self.taskdir, self.names, self.placed, self.catalogue = taskdir, names, placed, catalogue
+        self.offline: dict[str, str] = {}  #: endpoint -> why it cannot be used
+        self.away: set[Where] = set()  #: images that may be where we cannot look now
+        self.remote_bytes = 0
+        self._open_endpoints = open_endpoints
+        self._endpoints: Sequence[Endpoint] | None = None
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._order: NDArray[np.int64] | None = None
+        self._spans: dict[SegmentId, list[_Span]] = {}
+        self._kept: OrderedDict[tuple[str, SegmentId, int], Future[bytes]] = OrderedDict()
+
+    def id_of(self, row: Any) -> SegmentId:
+        """The segment of a row of PLACED."""
+        return SegmentId(self.names[int(row["allocation"])], int(row["droid"]), int(row["segment"]))
+
+    def fetch(self, row: Any) -> bytes:
+        """The image of one row of PLACED, checked. Raises ImageDamaged where no place has it whole, or none that
+        answers; in the latter case the image is in `away`."""
+        id, offset, size, crc = self.id_of(row), int(row["offset"]), int(row["size"]), int(row["checksum"])
+        known = self.catalogue.segments.get(id) or Known(id)
+        reader: SegmentReader | None = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = self._local.reader = SegmentReader(16)
+        path = self.taskdir.segment(*id)
+        try:
+            return reader.read(path, offset, size, crc)
+        except ImageDamaged as error:
+            first = error
+        if known.file:
+            try:
+                return reader.read(known.path(self.taskdir), offset, size, crc)
+            except ImageDamaged:
+                pass
+        details = [str(first.values["detail"])]
+        away = False
+        for endpoint in self._candidates(known):
+            if endpoint.name not in self.offline:
+                try:
+                    return self._remote(endpoint, known, offset, size, crc)
+                except (StorageMissing, StorageCorrupt, ImageDamaged) as error:
+                    details.append(f"{endpoint.name}: {error.values['detail']}")
+                    continue
+                except StorageError as error:
+                    with self._lock:
+                        self.offline[endpoint.name] = str(error.values["detail"])
+            away = True
+            details.append(f"{endpoint.name} cannot be reached: {self.offline[endpoint.name]}")
+        for name in known.copies.keys() - {e.name for e in self._endpoints or ()}:
+            away = True  # the site file no longer tells how to get there
+            with self._lock:
+                self.offline.setdefault(name, "it is not in the site file")
+            details.append(f"{name} is not in the site file")
+        if away:
+            with self._lock:
+                self.away.add((id, offset))
+        raise ImageDamaged(path=path, offset=offset, detail="; ".join(details)) from first
+
+    def close(self) -> None:
+        """Let go of connections."""
+        for endpoint in self._endpoints or ():
+            endpoint.close()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _candidates(self, known: Known) -> list[Endpoint]:
+        if not known.copies:
+            return []
+        with self._lock:
+            if self._endpoints is None:
+                self._endpoints = self._open_endpoints()
+        return [endpoint for endpoint in self._endpoints if endpoint.name in known.copies]
+
+    def _remote(self, endpoint: Endpoint, known: Known, offset: int, size: int, crc: int) -> bytes:
+        key = known.copies[endpoint.name][0]
+        start, data = self._span(endpoint, known.id, key, offset)
+        image = data[offset - start : offset - start + size]
+        verify(image, size, crc, key, offset)
+        return image
+
+    def _span(self, endpoint: Endpoint, id: SegmentId, key: str, offset: int) -> tuple[int, bytes]:
+        """(offset, bytes) of the span that holds the image at `offset`; read by whoever comes first."""
+        with self._lock:
+            spans = self._spans.get(id)
+            if spans is None:
+                spans = self._spans[id] = self._cut(id)
+            number = int(np.searchsorted([start for start, _ in spans], offset, "right")) - 1
+            start, size = spans[number]
+            place = endpoint.name, id, number
+            future = self._kept.get(place)
+            mine = future is None
+            if future is None:
+                future = self._kept[place] = Future()
+                while len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+            else:
+                self._kept.move_to_end(place)
+        if mine:
+            try:
+                data = endpoint.get_range(key, start, size)
+            except BaseException as error:
+                with self._lock:
+                    self._kept.pop(place, None)
+                future.set_exception(error)
+                raise
+            with self._lock:
+                self.remote_bytes += size
+            future.set_result(data)
+        return start, future.result()
+
+    def _cut(self, id: SegmentId) -> list[_Span]:
+        """The spans that cover all images wanted from a segment."""
+        placed = self.placed
+        if self._order is None:
+            keys = (placed["offset"], placed["segment"], placed["droid"], placed["allocation"])
+            self._order = np.lexsort(keys)
+        order = self._order
+        low, high = 0, len(order)
+        for field, value in (
+            ("allocation", self.names.index(id.allocation)),
+            ("droid", id.droid),
+            ("segment", id.number),
+        ):
+            column = placed[field][order[low:high]]
+            low, high = low + int(np.searchsorted(column, value)), low + int(np.searchsorted(column, value, "right"))
+        rows = placed[order[low:high]]
+        spans: list[_Span] = []
+        begin = end = -1
+        for offset, size in zip(rows["offset"].tolist(), rows["size"].tolist(), strict=True):
+            if begin >= 0 and offset - end <= GAP and offset + size - begin <= SPAN:
+                end = max(end, offset + size)
+                continue
+            if begin >= 0:
+                spans.append((begin, end - begin))
+            begin, end = offset, offset + size
+        spans.append((begin, end - begin))
+        return spans
