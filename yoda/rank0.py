@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eventrange.durable import explain
-from eventrange.errors import BAD_DATA, BUG, OK, MergeIncomplete, YodaError
+from eventrange.errors import BAD_DATA, BUG, OK, MergeIncomplete, StorageOffline, YodaError
 from eventrange.history import Progress, read_progress
 from eventrange.intervals import IntervalSet
 from eventrange.ledger import Ledger, Retry
@@ -309,8 +309,9 @@ def _merge(prepared: Prepared, code: int) -> int:
             prepared.setting.taskdir,
             prepared.frozen,
             MergeChoices(output.compression, output.events_per_file),
+            site=prepared.setting.site,
         )
-    except MergeIncomplete as error:
+    except (MergeIncomplete, StorageOffline) as error:
         print(f"yoda: {error}", file=sys.stderr)
         return error.exit_code
     folder = prepared.setting.taskdir.merged
