@@ -16,6 +16,7 @@ from eventrange.axis import Axis
 from eventrange.history import Story
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
+from yoda.names import range_name
 from yoda.status import span, status
 from yoda.verdict import verdict
 
@@ -65,7 +66,7 @@ def explain_range(taskdir: TaskDir, name: str) -> dict[str, Any]:
     return {
         "version": VERSION,
         "task": frozen.task,
-        "range": ", ".join(axis.names(start, stop)),
+        "range": range_name(axis, start, stop),
         "start": start,
         "stop": stop,
         "events": stop - start,
@@ -85,7 +86,7 @@ def _record(told: Told, axis: Axis, allocation: str, row: Any, droids: dict[tupl
     entry: dict[str, Any] = {
         "time": float(row["time"]),
         "what": Kind(kind).name.lower() if kind in list(Kind) else str(kind),
-        "range": ", ".join(axis.names(start, stop)) if 0 <= start < stop <= axis.total else f"[{start}, {stop})",
+        "range": range_name(axis, start, stop),
         "start": start,
         "stop": stop,
         "allocation": allocation,

@@ -15,6 +15,7 @@ from eventrange.history import Story
 from eventrange.taskdir import TaskDir
 from yoda.accounting import Accountant
 from yoda.core_seconds import Account, Allocation
+from yoda.names import event_name
 from yoda.pace import Pace
 from yoda.status import ALIVE, compose
 
@@ -91,7 +92,8 @@ class Live:
             for event, seconds, droid in pulse.get("slowest", ()):
                 if event not in done:
                     host = one.droids[droid].host if droid in one.droids else "?"
-                    found.append({"event": self.label(event), "seconds": seconds + age, "droid": droid, "host": host})
+                    name = event_name(self.axis, event)
+                    found.append({"event": name, "seconds": seconds + age, "droid": droid, "host": host})
         return sorted(found, key=lambda entry: -entry["seconds"])[:SHOWN]
 
     def _silent(self, alive: list[Allocation], now: float) -> list[dict[str, Any]]:
@@ -109,12 +111,5 @@ class Live:
 
     def _evidence(self, note: dict[str, Any]) -> dict[str, Any]:
         event, text = note.get("event"), str(note.get("text", "")).strip()
-        name = self.label(event) if isinstance(event, int) else "?"
+        name = event_name(self.axis, event) if isinstance(event, int) else "?"
         return {"event": name, "attempt": note.get("attempt"), "text": text.splitlines()[-1] if text else "?"}
-
-    def label(self, event: int) -> str:
-        """What people call one event."""
-        if not 0 <= event < self.axis.total:
-            return f"#{event}"
-        number, local = self.axis.locate(event)
-        return f"{self.axis.files[number].name}:{local + 1}"

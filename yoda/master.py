@@ -7,6 +7,7 @@ sign that a run ended as it should.
 
 from __future__ import annotations
 
+import heapq
 import os
 import select
 import signal
@@ -27,6 +28,7 @@ from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Write
 
 TICK = 0.1  #: seconds between looks at the clock
 PULSE = 10.0  #: seconds between signs of life in the journal
+LISTED = 8  #: slowest events and silent Droids named in one of them
 PROBE_FIRST, PROBE_LAST = 0.0001, 0.02  #: seconds between MPI probes: back-off while nothing comes
 PROBE_QUIET = 0.05  #: and once nothing has come for a second: each probe costs a tenth of a millisecond
 STARTING = 120.0  #: seconds until a rank that has not said Hello is given up
@@ -185,11 +187,21 @@ class MasterShell:
             self._do(step(now))
         if self.dispatcher.complete and not self.dispatcher.draining:
             self._do(self.dispatcher.finish(now, self.info.closing))
-        lag = now - min((t for t in (self.waiting_since, self.syncing_since) if t is not None), default=now)
-        self.info.progress(self.dispatcher, lag)
+        self.info.progress(self.dispatcher, self._lag(now))
+
+    def _lag(self, now: float) -> float:
+        """Seconds the oldest entry that is not yet durable has waited."""
+        return now - min((t for t in (self.waiting_since, self.syncing_since) if t is not None), default=now)
 
     def _pulse(self) -> None:
-        d = self.dispatcher
+        """A sign of life, and what only Yoda knows of the moment; its size does not grow with the task."""
+        d, now = self.dispatcher, time.monotonic()
+        running = (
+            [event, round(seconds + now - x.heard, 1), x.rank]
+            for x in d.at_work
+            if x.running
+            for event, seconds in x.running[:LISTED]
+        )
         self._note(
             "pulse",
             workers=sum(x.workers for x in d.at_work),
@@ -198,6 +210,11 @@ class MasterShell:
             in_flight=d.ledger.in_flight,
             done=d.ledger.done,
             droids=len(d.at_work),
+            lag=round(self._lag(now), 3),
+            slowest=heapq.nlargest(LISTED, running, key=lambda entry: entry[1]),
+            silent=[
+                [x.rank, round(now - x.heard, 1)] for x in heapq.nsmallest(LISTED, d.at_work, key=lambda x: x.heard)
+            ],
         )
 
     # -- what goes out -----------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from yoda import svg
 from yoda.accounting import account_entries
 from yoda.chronicle import Chronicle, chronicle
 from yoda.core_seconds import Account
+from yoda.names import event_name, range_name
 from yoda.report_page import details, heading, page, table
 from yoda.status import ALIVE, compose, span
 from yoda.task import Frozen, need_task
@@ -42,20 +43,11 @@ class Facts:
 
     def event(self, position: int) -> str:
         """What people call the event at `position`."""
-        return event_name(self.axis, position)
+        return f"{event_name(self.axis, position)} (#{position})"
 
     def range(self, start: int, stop: int) -> str:
         """The same of a range."""
-        inside = 0 <= start < stop <= self.axis.total
-        return self.event(start) if stop == start + 1 or not inside else ", ".join(self.axis.names(start, stop))
-
-
-def event_name(axis: Axis, position: int) -> str:
-    """`FILE:n (#position)`: as people count it, and as it stands in the output."""
-    if not 0 <= position < axis.total:
-        return f"#{position}"
-    number, local = axis.locate(position)
-    return f"{axis.files[number].name}:{local + 1} (#{position})"
+        return self.event(start) if stop == start + 1 else range_name(self.axis, start, stop)
 
 
 def gather(taskdir: TaskDir, now: float | None = None) -> Facts:

@@ -231,6 +231,7 @@ def _load(python: str | None, command: Sequence[str] | None, options: dict[str, 
 
 def launch(setting: Setting, environ: Mapping[str, str]) -> int:
     """Start our own mpiexec with one Yoda and N Droids on this machine, and see it through."""
+    from yoda.progress import shown
     from yoda.rank0 import after, finished, prepare
 
     request, site = setting.request, setting.site
@@ -240,12 +241,15 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
         return after(prepared, code)
     droids = request.droids or 1
     ranks = droids + 1
-    with tempfile.TemporaryDirectory(prefix="yoda-run-") as folder:
+    with tempfile.TemporaryDirectory(prefix="yoda-run-") as folder, shown(prepared) as line:
         exit_file = os.path.join(folder, "exit")
         command, extra = launcher(site.launcher, ranks, environ)
         arguments = [*command, sys.executable, _entry(), *request.arguments()]
-        env = {**environ, **extra, EXIT_FILE: exit_file}
-        child = subprocess.Popen(arguments, env=env, start_new_session=True, preexec_fn=_end_with(os.getpid()))
+        env = {**environ, **extra, **line.environment, EXIT_FILE: exit_file}
+        child = subprocess.Popen(
+            arguments, env=env, start_new_session=True, preexec_fn=_end_with(os.getpid()), **line.pipes
+        )
+        line.attach(child)
         stops: list[float] = []
 
         def forward(number: int, _: Any) -> None:
@@ -259,6 +263,7 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
         for number in _FORWARDED:
             signal.signal(number, forward)
         status = _see_through(child, exit_file)
+        line.close()
         for number in _FORWARDED:
             signal.signal(number, signal.SIG_DFL)
         try:
