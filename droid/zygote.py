@@ -13,6 +13,7 @@ Zygote -> Droid: ready, failed, spawned, exit.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -111,7 +112,8 @@ def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket) -> None:
     except OSError:
         output = ""
     text = f"the process that sets up the payload ended {RESTARTS} times in a row ({how})"
-    sock.send(msgspec.msgpack.encode({"failed": text, "output": output, "code": BAD_CONFIG}))
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        sock.send(msgspec.msgpack.encode({"failed": text, "output": output, "code": BAD_CONFIG}))
     os._exit(1)
 
 
@@ -169,7 +171,10 @@ class Zygote:
                     os.read(wake, 4096)
             self._reap()
             while poll_in(self.sock):
-                data, fds, _, _ = socket.recv_fds(self.sock, _PACKET, 1)
+                try:
+                    data, fds, _, _ = socket.recv_fds(self.sock, _PACKET, 1)
+                except ConnectionResetError:
+                    return 0  # the Droid has ended without reading our last words
                 if not data:
                     return 0
                 message = msgspec.msgpack.decode(data)
