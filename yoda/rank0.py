@@ -162,11 +162,14 @@ def _yoda(
     from yoda.keeper import Keeper
     from yoda.leases import Leases, divide
     from yoda.master import MasterShell, Run, task_message
+    from yoda.metrics import Metrics
+    from yoda.progress import SHOWN
 
     allocation = here.allocation
     setting, frozen, axis = prepared.setting, prepared.frozen, prepared.axis
     job, site, taskdir = setting.job, setting.site, setting.taskdir
-    say = sayer(taskdir.log(allocation.name, 0))
+    log = taskdir.log(allocation.name, 0)
+    say = sayer(log)
     transport = Transport(mpi, mpi.COMM_WORLD)
     sharing(mpi, mpi.COMM_WORLD)  # the Droids want to know; it takes all ranks
     leases = Leases(
@@ -225,13 +228,14 @@ def _yoda(
 
     if transport.size == 1 and not dispatcher.complete:
         say("this is the only rank: a run needs one Yoda and at least one Droid (mpiexec -n 2 or more)")
+    metrics = Metrics(taskdir.metrics, frozen.task, allocation.name)
     run = Run(
         allocation.name,
         task_message(frozen, taskdir.indexes, setting.request.images),
         site.commit.seconds / 2,
         deadline,
         say,
-        plain_progress(say),
+        _each(plain_progress(sayer(log, SHOWN not in environ)), metrics),
     )
     if site.stageout:
         run.closing += site.stageout_rules.wait
@@ -253,6 +257,7 @@ def _yoda(
     try:
         shell = MasterShell(transport, dispatcher, journal, run)
         code, reason = shell.run()
+        metrics.write(dispatcher, 0.0)
     finally:
         keeper.stop()
     here.heart.rest("merging" if code in (OK, BAD_DATA) else "ended")
@@ -336,12 +341,21 @@ def told_when_moved(end: Callable[[], float | None], say: Callable[[str], None])
     return look
 
 
-def sayer(path: str) -> Callable[[str], None]:
-    """A function that logs a sentence, with the time, to stderr and to the allocation's story."""
+def _each(*steps: Callable[[Any, float], None]) -> Callable[[Any, float], None]:
+    def progress(dispatcher: Any, lag: float) -> None:
+        for step in steps:
+            step(dispatcher, lag)
+
+    return progress
+
+
+def sayer(path: str, aloud: bool = True) -> Callable[[str], None]:
+    """A function that logs a sentence, with the time, to the allocation's story and, if `aloud`, to stderr."""
 
     def say(text: str) -> None:
         line = f"{time.strftime('%H:%M:%S')} {text}"
-        print(line, file=sys.stderr, flush=True)
+        if aloud:
+            print(line, file=sys.stderr, flush=True)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "a") as file:
