@@ -655,6 +655,7 @@ class SimYoda:
                 and d.exit_code is None
                 and rank in d.droids
                 and d.droids[rank].state == "active"
+                and d.droids[rank].held_since > now  # waits, for a while, for the verdict of others
                 and not droid.dead
                 and droid.paused_until < now
                 and self.paused_until < now
