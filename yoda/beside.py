@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from yoda.run import Setting
+    from yoda.task import Frozen
 
 
 class Beside:
@@ -35,6 +36,20 @@ class Beside:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+def stage_out_rest(setting: Setting, frozen: Frozen) -> None:
+    """A finished task is run again: nothing is left to do but what storage did not take then."""
+    if not setting.site.stageout:
+        return
+    from yoda.stageout import stage_out
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    done = stage_out(setting.taskdir, frozen.task, frozen.fingerprint, None, site=setting.site, say=say)
+    if done.left:
+        say(f"{done.left} segments are not staged: `yoda stageout {setting.taskdir.root}` tries again")
 
 
 @contextmanager

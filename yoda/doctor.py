@@ -62,6 +62,7 @@ def doctor(
     found += check_places(site, task)
     if site.slurm is not None:
         found += check_slurm(site, run)
+    found += check_storage(site)
     for check in MORE:
         found += check(site)
     return found
@@ -74,6 +75,18 @@ def package(environ: Mapping[str, str]) -> Finding:
     # our own entry point puts our folder first, and an installation in place comes last, through site-packages
     rest = [entry for entry in sys.path if entry and Path(entry).resolve() != ours]
     return checks.check_yoda_package([*fresh, *rest, str(ours)], ours)
+
+
+def check_storage(site: Site) -> list[Finding]:
+    """Each storage endpoint: a probe object is written, read and deleted."""
+    if not site.stageout:
+        return []
+    from stageout.probe import probe_all
+
+    found = []
+    for name, findings in probe_all(site.stageout):
+        found += [Finding(Level(one.level), one.what, f"stageout: {name}", one.todo) for one in findings]
+    return found
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -238,6 +238,9 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
     prepared = prepare(setting)  # what is wrong is said here, once, and before any MPI
     code = finished(prepared)
     if code is not None:
+        from yoda.beside import stage_out_rest
+
+        stage_out_rest(setting, prepared.frozen)
         return after(prepared, code)
     droids = request.droids or 1
     ranks = droids + 1

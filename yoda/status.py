@@ -10,7 +10,10 @@ from eventrange.axis import Axis
 from eventrange.history import JournalState, Story
 from eventrange.intervals import IntervalSet
 from eventrange.taskdir import TaskDir
+from stageout.catalogue import Catalogue
 from yoda.accounting import account_entries
+from yoda.storage_view import render as storage_lines
+from yoda.storage_view import storage_view
 from yoda.core_seconds import Account, Allocation, CoreSeconds
 from yoda.pace import Pace
 
@@ -45,17 +48,22 @@ def task_status(taskdir: TaskDir, name: str, fingerprint: str, total: int, now: 
     now = time.time() if now is None else now
     stories: list[Story] = []
     pace = Pace()
+    catalogue = Catalogue()
 
     def story() -> Any:
         again = bool(stories)
         stories.append(Story(taskdir, fingerprint))
         for allocation, entry in stories[-1].whole():
+            if isinstance(entry, dict) and not again:
+                catalogue.add(allocation, entry)
             if not (again or isinstance(entry, dict)):
                 pace.add(entry)
             yield allocation, entry
 
     account = account_entries(story, now - ALIVE)
-    return compose(taskdir, name, fingerprint, total, account, stories[-1].journals, pace, now)
+    found = compose(taskdir, name, fingerprint, total, account, stories[-1].journals, pace, now)
+    storage = storage_view(catalogue)
+    return found if storage is None else {**found, "storage": storage}
 
 
 def compose(
@@ -231,6 +239,8 @@ def render(state: dict[str, Any], width: int = 80) -> str:
             lines.append(f"    {one['why'].splitlines()[0]}")
         if one["damage"]:
             lines.append(f"    journal: {one['damage']}")
+    if state.get("storage"):
+        lines += storage_lines(state["storage"])
     if state.get("slurm"):
         from yoda.slurm_view import render as slurm_lines
 

@@ -89,7 +89,7 @@ def stageout_command(args: argparse.Namespace) -> int:
     if args.manifest:
         from yoda.manifest import manifest
 
-        print(json.dumps(manifest(taskdir, frozen), indent=1))
+        print(json.dumps(manifest(taskdir, frozen, site), indent=1))
         return OK
 
     if args.reset:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from eventrange.axis import Axis
 from eventrange.errors import ImageDamaged
-from eventrange.history import Story, done_records, read_progress
-from eventrange.segment import SegmentReader, digest
+from eventrange.history import done_records, read_progress
+from eventrange.segment import digest
 from eventrange.taskdir import TaskDir
+from stageout.catalogue import Catalogue, SegmentId
 from stageout.winners import winners
+from yoda.merging import open_images, read_notes
 from yoda.rank0 import ledger_of
 from yoda.task import Frozen
 
@@ -21,7 +24,8 @@ VERSION = 1
 
 
 def verify(taskdir: TaskDir, frozen: Frozen) -> dict[str, Any]:
-    """Check journals, every image that counts, sealed segments and merged files; `sound` says whether all is well.
+    """Check journals, every image that counts (on storage, where it is nowhere else), the sealed segments that hold
+    any, and merged files; `sound` says whether all is well.
 
     Damage in a journal has already cost what it costs: those events are pending. Damaged images become pending when a
     merge meets them.
@@ -34,16 +38,18 @@ def verify(taskdir: TaskDir, frozen: Frozen) -> dict[str, Any]:
     placed = winners(rows, allocation)
     bad: list[dict[str, Any]] = []
     checked = 0
-    with SegmentReader() as reader:
+    catalogue = read_notes(taskdir, fingerprint)[1]
+    counting: set[SegmentId] = set()
+    with closing(open_images(taskdir, names, placed, catalogue)) as images:
         for row in placed[placed["size"] > 0]:
-            path = taskdir.segment(names[int(row["allocation"])], int(row["droid"]), int(row["segment"]))
+            counting.add(images.id_of(row))
             checked += 1
             try:
-                reader.read(path, int(row["offset"]), int(row["size"]), int(row["checksum"]))
+                images.fetch(row)
             except ImageDamaged as error:
                 start, stop = int(row["keep_start"]), int(row["keep_stop"])
                 bad.append({"range": axis.name(start, stop), "start": start, "stop": stop, "why": _first_line(error)})
-    sealed, broken = _segments(taskdir, fingerprint)
+    sealed, broken = _segments(taskdir, catalogue, counting)
     merged, altered = _merged(taskdir)
     return {
         "version": VERSION,
@@ -61,14 +67,12 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _segments(taskdir: TaskDir, fingerprint: str) -> tuple[int, list[dict[str, str]]]:
-    """Sealed segments that are still here, against the checksums noted when they were sealed."""
+def _segments(taskdir: TaskDir, catalogue: Catalogue, counting: set[SegmentId]) -> tuple[int, list[dict[str, str]]]:
+    """Sealed segments that are still here and count, against the checksums noted when they were sealed."""
     checked, broken = 0, []
-    for name, entry in Story(taskdir, fingerprint).whole():
-        if not isinstance(entry, dict) or entry.get("note") != "sealed":
-            continue
-        path = taskdir.segment(name, int(entry["droid"]), int(entry["segment"]))
-        if not os.path.exists(path):  # images in it are checked one by one, and a staged copy may be all there is
+    for id, known in sorted(catalogue.segments.items()):
+        path = known.path(taskdir)
+        if not known.sealed or id not in counting or not os.path.exists(path):  # a staged copy may be all there is
             continue
         checked += 1
         try:
@@ -76,7 +80,7 @@ def _segments(taskdir: TaskDir, fingerprint: str) -> tuple[int, list[dict[str, s
         except OSError as error:
             broken.append({"segment": path, "why": error.strerror or str(error)})
             continue
-        if (size, f"{adler:08x}", sha) != (entry["size"], entry["adler32"], entry["sha256"]):
+        if (size, adler, sha) != (known.size, known.adler32, known.sha256):
             broken.append({"segment": path, "why": "it is not as it was sealed"})
     return checked, broken
 
@@ -115,7 +119,9 @@ def render(found: dict[str, Any]) -> str:
     for part, key in (("segments", "segment"), ("merged", "file")):
         lines.append(f"{part:9} {found[part]['checked']} checked, {len(found[part]['damaged'])} damaged")
         lines += [f"          {entry[key]}: {entry['why']}" for entry in found[part]["damaged"][:20]]
-    lines.append("all sound" if found["sound"] else "damage found: `yoda merge` and then `yoda run` make good what it hit")
+    lines.append(
+        "all sound" if found["sound"] else "damage found: `yoda merge` and then `yoda run` make good what it hit"
+    )
     return "\n".join(lines)
 
 
@@ -138,16 +144,14 @@ def recompute(taskdir: TaskDir, frozen: Frozen, payload: Any, count: int, seed: 
     if not payload.needs_events:
         payload.axis = axis
     differing = []
-    with SegmentReader() as reader:
+    catalogue = read_notes(taskdir, frozen.fingerprint)[1]
+    with closing(open_images(taskdir, names, placed, catalogue)) as images:
         for row in placed[np.sort(chosen)]:
-            path = taskdir.segment(names[int(row["allocation"])], int(row["droid"]), int(row["segment"]))
-            stored = image.read(reader.read(path, int(row["offset"]), int(row["size"]), int(row["checksum"])))
+            stored = image.read(images.fetch(row))
             position = int(row["keep_start"])
             at = position - int(row["start"])
             again = image.read(
-                image.build(
-                    position, None, payload.process_events(_read(payload, events, position), [position])
-                )
+                image.build(position, None, payload.process_events(_read(payload, events, position), [position]))
             )
             for name, column in stored.select(slice(at, at + 1)).fields.items():
                 if not _same(column, again.fields.get(name)):

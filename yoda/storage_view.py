@@ -1,0 +1,81 @@
+"""Storage as `yoda status` shows it, from the notes in the journals. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stageout.catalogue import Catalogue
+
+
+def storage_view(catalogue: Catalogue) -> dict[str, Any] | None:
+    """Endpoints with their breaker's state and copies, segments by where they are, who waits, and the breakers' changes
+    over time; None for a task without stage-out."""
+    segments = [known for known in catalogue.segments.values() if known.sealed and known.members]
+    names = [str(one.get("name")) for one in catalogue.endpoints]
+    names += sorted({name for known in segments for name in known.copies} - set(names))
+    if not names:
+        return None
+    urls = {str(one.get("name")): str(one.get("url")) for one in catalogue.endpoints}
+    endpoints = []
+    for name in names:
+        mine = [known.size for known in segments if name in known.copies]
+        change, failed = catalogue.breakers.get(name, {}), catalogue.failures.get(name, {})
+        state = str(change.get("after", "closed"))
+        endpoints.append(
+            {
+                "name": name,
+                "url": urls.get(name),
+                "state": state,
+                "since": change.get("time"),
+                "why": str(change.get("reason", "")) if state != "closed" else "",
+                "alert": state == "exhausted",
+                "copies": len(mine),
+                "bytes": sum(mine),
+                "failures": failed.get("count", 0),
+                "last_failure": {k: failed.get(k) for k in ("time", "kind", "detail")} if failed else None,
+            }
+        )
+    waiting = [known for known in segments if not known.copies and not known.unusable]
+    blocked = max(catalogue.blocked.values(), key=lambda note: note.get("time") or 0.0, default=None)
+    return {
+        "endpoints": endpoints,
+        "segments": {
+            "sealed": len(segments),
+            "staged": sum(bool(known.copies) for known in segments),
+            "waiting": len(waiting),
+            "unusable": sum(bool(known.unusable) and not known.copies for known in segments),
+            "deleted_here": sum(not known.local for known in segments),
+        },
+        "bytes_waiting": sum(known.size for known in waiting),
+        "blocked": None
+        if blocked is None or not waiting
+        else {k: blocked.get(k) for k in ("time", "until", "waiting")},
+        "changes": catalogue.changes,
+    }
+
+
+def render(view: Mapping[str, Any]) -> list[str]:
+    """A few lines for people."""
+    segments = view["segments"]
+    line = f"storage  {segments['staged']:,} of {segments['sealed']:,} sealed segments staged"
+    if segments["waiting"]:
+        line += f", {segments['waiting']:,} waiting ({view['bytes_waiting'] / 1e6:,.1f} MB)"
+    if segments["unusable"]:
+        line += f", {segments['unusable']:,} damaged"
+    lines = [line]
+    for one in view["endpoints"]:
+        text = f"  {one['name']}  {WORDS[one['state']]}, {one['copies']:,} copies, {one['bytes'] / 1e6:,.1f} MB"
+        lines.append(text + (f", {one['failures']:,} failed uploads" if one["failures"] else ""))
+        if one["why"]:
+            lines.append(f"    {one['why']}")
+        elif one["last_failure"] and not one["copies"]:
+            lines.append(f"    last failure: {one['last_failure']['kind']}: {one['last_failure']['detail']}")
+        if one["alert"]:
+            lines.append(f"    it stays off until `yoda stageout TASK --reset {one['name']}`")
+    if view["blocked"]:
+        lines.append("  no endpoint takes anything; processing goes on, `yoda stageout TASK` carries on later")
+    return lines
+
+
+WORDS = {"closed": "in use", "open": "off for now", "half-open": "on trial", "exhausted": "OFF FOR GOOD"}
