@@ -152,13 +152,13 @@ def check_mpi(site: Site, environ: Mapping[str, str], ranks: int = 2) -> list[Fi
 def _probe(command: Sequence[str], environ: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
     """What the ranks of the probe said (one answer if they found each other), or why there is none."""
     argv = [*command, sys.executable, "-c", _PROBE]
-    child = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(environ), start_new_session=True
-    )
+    pipe = subprocess.PIPE
+    try:
+        child = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, env=dict(environ), start_new_session=True)
+    except OSError as error:
+        return [], f"{command[0]}: {error.strerror}"
     try:
         out, err = child.communicate(timeout=PROBE_SECONDS)
-    except FileNotFoundError as error:
-        return [], str(error)
     except subprocess.TimeoutExpired:
         child.terminate()
         try:
