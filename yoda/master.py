@@ -27,6 +27,7 @@ from eventrange.journal import JournalWriter
 from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Write
 
 TICK = 0.1  #: seconds between looks at the clock
+SUSPENDED = 1.0  #: a loop that did not turn for so long was stopped, and could hear nobody
 PULSE = 10.0  #: seconds between signs of life in the journal
 LISTED = 8  #: slowest events and silent Droids named in one of them
 PROBE_FIRST, PROBE_LAST = 0.0001, 0.02  #: seconds between MPI probes: back-off while nothing comes
@@ -97,7 +98,7 @@ class MasterShell:
                 self._message(*got)
             now = time.monotonic()
             if now >= tick_at:
-                suspended = max(0.0, now - last - 5.0)
+                suspended = now - last if now - last > SUSPENDED else 0.0
                 self._tick(now, suspended, begun)
                 tick_at = now + TICK
                 if now >= pulse_at:
