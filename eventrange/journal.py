@@ -95,7 +95,8 @@ class JournalWriter:
     def _records(self, run: list[NDArray[Any]], out: list[bytes]) -> None:
         if not run:
             return
-        rows = np.concatenate(run)  # always a copy: the caller's arrays stay unstamped
+        # A copy: the caller's arrays stay unstamped. (np.concatenate compares the dtypes of all, for 15 us each.)
+        rows = np.frombuffer(bytearray().join(part.tobytes() for part in run), records.RECORD)
         for at in range(0, len(rows), FRAME_RECORDS):
             part = records.stamp(rows[at : at + FRAME_RECORDS], salvage.salt(self._id, self._sequence))
             self._frame(RECORDS, len(part), part.tobytes(), out)

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from eventrange import messages, records
@@ -37,6 +36,7 @@ LISTEN = 1.0  #: seconds between looks at who is silent
 WORKERS_PER_SECOND = 4000.0  #: ranges a second this Yoda wants to see at most; ranges get longer beyond
 MARGIN_FLOOR = 5.0  #: seconds before a deadline in which nothing new is started, at least
 HOLD = 30.0  #: seconds that a Droid on which nearly everything fails waits for the verdict of others at most
+_DONE = int(Kind.DONE)  # comparing with a member of an enum costs more
 DRAIN_SHARE = 0.8  #: of the grace is for the Droids, the rest for our journal
 
 
@@ -289,30 +289,41 @@ class Dispatcher:
     def _rows(self, now: float, droid: Droid, rows: NDArray[Any]) -> list[Instruction]:
         """Take a Droid's records into the ledger."""
         out: list[Instruction] = []
-        kinds = rows["kind"]
-        done = rows[kinds == Kind.DONE]
+        done: list[Pair] = []
+        others: list[tuple[int, int, int]] = []
+        # Plain numbers: most reports are a few rows, for which numpy's price per call is more than the work.
+        for kind, start, stop in zip(rows["kind"].tolist(), rows["start"].tolist(), rows["stop"].tolist(), strict=True):
+            if kind == _DONE:
+                done.append((start, stop))
+            else:
+                others.append((kind, start, stop))
         for start, stop in _joined(done):
             out += self._done(now, droid, start, stop)
         droid.recent.extend([False] * min(len(done), RECENT))
-        for row in rows[kinds == Kind.RETURNED]:
-            droid.patience = 0.0
-            self.ledger.give_back(droid.rank, int(row["start"]), int(row["stop"]))
-        for row in rows[kinds == Kind.FAILED]:
-            out += self._failed(now, droid, int(row["start"]))
+        for kind, start, stop in others:
+            if kind == Kind.RETURNED:
+                droid.patience = 0.0
+                self.ledger.give_back(droid.rank, start, stop)
+        for kind, start, _ in others:
+            if kind == Kind.FAILED:
+                out += self._failed(now, droid, start)
         return out
 
     def _done(self, now: float, droid: Droid, start: int, stop: int) -> list[Instruction]:
         out: list[Instruction] = []
         ledger = self.ledger
-        revoke = messages.Revoke(messages.pack_ranges([(start, stop, 0)]))
-        copied = ledger.copied(start, stop)
-        others = [rank for rank in ledger.holders(start, stop) if rank != droid.rank] if copied else []
+        others = []
+        if ledger.copied(start, stop):
+            others = [rank for rank in ledger.holders(start, stop) if rank != droid.rank]
         if ledger.attempts:
             for event in [e for e in ledger.attempts if start <= e < stop]:
                 for rank in ledger.attempts[event].droids - {droid.rank}:
                     out += self._verdict(now, rank, True)
         ledger.finish(droid.rank, start, stop)
-        return out + [Send(other, revoke) for other in others]
+        if others:
+            revoke = messages.Revoke(messages.pack_ranges([(start, stop, 0)]))
+            out += [Send(other, revoke) for other in others]
+        return out
 
     def _failed(self, now: float, droid: Droid, event: int) -> list[Instruction]:
         out: list[Instruction] = []
@@ -445,12 +456,12 @@ class Dispatcher:
         return out
 
 
-def _joined(done: NDArray[Any]) -> list[Pair]:
-    """Intervals of DONE rows, touching ones joined: a batch of a thousand tiny ranges is one step for the ledger."""
-    if not len(done):
-        return []
-    order = np.argsort(done["start"], kind="stable")
-    starts, stops = done["start"][order], done["stop"][order]
-    first = np.append(True, starts[1:] != stops[:-1])
-    at = np.flatnonzero(first)
-    return list(zip(starts[at].tolist(), stops[np.append(at[1:], len(starts)) - 1].tolist(), strict=True))
+def _joined(pairs: list[Pair]) -> list[Pair]:
+    """`pairs` sorted, touching ones joined: a batch of a thousand tiny ranges is one step for the ledger."""
+    out: list[Pair] = []
+    for start, stop in sorted(pairs):
+        if out and out[-1][1] == start:
+            out[-1] = (out[-1][0], stop)
+        else:
+            out.append((start, stop))
+    return out
