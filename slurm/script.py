@@ -39,6 +39,17 @@ LAST_MOMENT = 20
 # with the pauses between them, 10 s to 270 s, more than the 300 s Slurm takes by default to call a dead node dead
 MAX_SILENT_STARTS = 5
 
+#: The environment that places ranks, as the script exports it, for whoever starts a launcher without the script.
+PLACEMENT = {
+    "PRTE_MCA_rmaps_default_mapping_policy": "node:oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_MCA_rmaps_base_mapping_policy": "node",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "SLURM_OVERCOMMIT": "1",
+    "SLURM_CPU_BIND": "none",
+}
+
 
 def sbatch_script(
     job_name: str,

@@ -26,6 +26,7 @@ from slurm import doctor as checks
 from slurm.commands import Runner, run_command
 from slurm.doctor import Finding, Level
 from slurm.submit import forecast
+from yoda.placing import allocation_launcher, nodes_here
 from yoda.run import Setting, launcher
 from yoda.schema import Site
 
@@ -122,7 +123,11 @@ def check_mpi(site: Site, environ: Mapping[str, str], ranks: int = 2) -> list[Fi
     except ImportError:
         return [Finding(Level.FAIL, "mpi4py is not installed", "MPI", "pip install mpi4py")]
     try:
-        command, extra = launcher(site.launcher, ranks, environ)
+        if "SLURM_JOB_ID" in environ:
+            ranks = nodes_here(environ) + 1
+            command, extra = allocation_launcher(site.launcher, ranks - 1)
+        else:
+            command, extra = launcher(site.launcher, ranks, environ)
     except YodaError as error:
         what, _, todo = str(error).partition("\n  -> ")
         return [Finding(Level.FAIL, what, "launcher", todo)]
@@ -130,7 +135,7 @@ def check_mpi(site: Site, environ: Mapping[str, str], ranks: int = 2) -> list[Fi
     if first == "srun" and "SLURM_JOB_ID" not in environ:
         what = "srun would wait for an allocation here, so MPI was not tried"
         return [Finding(Level.WARN, what, "launcher", "salloc a node or two, and run yoda doctor --site there")]
-    said, failure = _probe(command, {**environ, **extra, "SLURM_OVERCOMMIT": "1", "SLURM_CPU_BIND": "none"})
+    said, failure = _probe(command, {**environ, **extra})
     shown = shlex.join(command)
     if not said:
         todo = f"see whether `{shown} hostname` works"

@@ -230,8 +230,9 @@ def _load(python: str | None, command: Sequence[str] | None, options: dict[str, 
 
 
 def launch(setting: Setting, environ: Mapping[str, str]) -> int:
-    """Start our own mpiexec with one Yoda and N Droids on this machine, and see it through."""
+    """Start our own mpiexec, with N Droids on this machine or one per node of a batch allocation, and see it through."""
     from yoda.progress import shown
+    from yoda.placing import allocation_launcher, nodes_here
     from yoda.rank0 import after, finished, prepare
 
     request, site = setting.request, setting.site
@@ -242,11 +243,14 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
 
         stage_out_rest(setting, prepared.frozen)
         return after(prepared, code)
-    droids = request.droids or 1
-    ranks = droids + 1
+    nodes = nodes_here(environ) if request.droids is None else 1
+    ranks = (request.droids or nodes) + 1
     with tempfile.TemporaryDirectory(prefix="yoda-run-") as folder, shown(prepared) as line:
         exit_file = os.path.join(folder, "exit")
-        command, extra = launcher(site.launcher, ranks, environ)
+        if nodes > 1:
+            command, extra = allocation_launcher(site.launcher, nodes)
+        else:
+            command, extra = launcher(site.launcher, ranks, environ)
         arguments = [*command, sys.executable, _entry(), *request.arguments()]
         env = {**environ, **extra, **line.environment, EXIT_FILE: exit_file}
         child = subprocess.Popen(

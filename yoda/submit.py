@@ -7,7 +7,6 @@ other. A dry run makes nothing: it counts the inputs, shows the script, and asks
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -20,12 +19,13 @@ from eventrange.errors import ConfigError, SlurmRefused, YodaError
 from eventrange.taskdir import TaskDir
 from slurm.commands import Runner, run_command
 from slurm.fit import Fit, fit
-from slurm.script import DEFAULT_LAUNCHER, sbatch_script
+from slurm.script import sbatch_script
 from slurm.site import SlurmSite, clock_text, seconds
 from slurm.submit import Submitted, core_hours, forecast, submit
 from yoda.config import load_job, load_site
+from yoda.placing import script_launcher
 from yoda.rank0 import finished, prepare
-from yoda.run import Request, Setting, launcher
+from yoda.run import Request, Setting
 
 
 @dataclass(frozen=True)
@@ -129,24 +129,6 @@ def yoda_command() -> list[str]:
     import eventrange.entry
 
     return [sys.executable, os.path.abspath(eventrange.entry.__file__)]
-
-
-def script_launcher(template: str | None) -> str:
-    """The launcher as the script takes it: that of the site file, or this Python environment's mpiexec.
-
-    An Open MPI is asked for fault tolerance, so that the loss of one Droid does not end the job. Placement is the
-    script's own affair.
-    """
-    if template is not None:
-        return template
-    try:
-        words, _ = launcher(None, 0, os.environ)
-    except YodaError:
-        return DEFAULT_LAUNCHER  # the set-up lines of the site may bring one
-    ulfm = "--with-ft ulfm " if "--with-ft" in words else ""
-    beside = os.path.join(os.path.dirname(sys.executable), "mpiexec")
-    command = shlex.quote(words[0]) if words[0] == beside else "mpiexec"
-    return f"{command} {ulfm}-n {{ranks}}"
 
 
 def _rehearse(setting: Setting, site: SlurmSite, asked: Asked, run: Runner) -> Outcome:

@@ -89,22 +89,6 @@ def test_all_launchers_put_yoda_and_one_droid_per_node(spread: Task) -> None:
     assert sorted(placed) == ["n1", "n1", "n2", "n3"]
 
 
-@pytest.mark.parametrize(
-    ("grace", "launcher"), [(0, "mpiexec -n {ranks}"), (5, "mpiexec -n {ranks}"), (0, "srun -n {ranks}")]
-)
-def test_preempted_job_is_requeued_and_goes_on(spread: Task, grace: int, launcher: str) -> None:
-    spread.cluster.set_partition("low", GraceTime=grace)
-    job = spread.submit(launcher, seconds=6)
-    spread.story("rank 0 starts 0")
-    spread.preempt()
-    spread.story("rank 0 starts 1")
-    assert spread.why(0) is Ended.PREEMPTED
-    done = spread.cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-    assert (done["JobState"], done["Restarts"]) == ("COMPLETED", "1")
-    assert f"allocation {job}.0" in spread.output and f"allocation {job}.1" in spread.output
-    assert not list(spread.folder.glob("*.silent"))
-
-
 def test_preempted_where_requeue_is_forbidden(task: Task) -> None:
     """Slurm ends the job as PREEMPTED; the work goes on in a new job."""
     task.site = {"requeue": False}
@@ -132,19 +116,6 @@ def test_requeued_by_hand(task: Task) -> None:
     task.cluster.run(["scontrol", "requeue", str(job)], check=True)
     task.story("rank 0 starts 1")
     assert task.why(0) is Ended.REQUEUED
-
-
-def test_dead_node_requeues_the_job(spread: Task) -> None:
-    spread.site = {"nodes": 2}
-    job = spread.submit(seconds=300)
-    spread.story("rank 0 starts 0")
-    nodes = spread.cluster.nodes_of(job)
-    spread.cluster.kill_node(nodes[-1])
-    spread.story("rank 0 starts 1", timeout=90)
-    assert nodes[-1] not in spread.cluster.nodes_of(job)
-    assert "Submitted batch job" not in spread.output
-    # the launcher notices before Slurm does, and then the script asks for the requeue
-    assert spread.why(0) in (Ended.NODE_FAILURE, Ended.REQUEUED)
 
 
 # --- slow ones: under way on a cluster of their own since the first test of this file

@@ -286,3 +286,19 @@ def test_doctor_within_an_allocation(slurm: Cluster, tmp_path: Path) -> None:
         words = [mpi.python, runs.ENTRY, "doctor", "--site", str(task.folder / "site.yaml"), "--task", str(task.folder)]
         done = slurm.run(["salloc", "-N1", "-t5", "-Q", *words], timeout=90)
         assert done.returncode == code and said in done.stdout, done.stdout + done.stderr
+
+
+def test_plain_run_in_a_script_of_ones_own(
+    slurm_netns: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str
+) -> None:
+    """No launcher and no `yoda submit`: the run finds the nodes of its allocation, one Droid on each."""
+    task = Task(slurm_netns, tmp_path, mpi_here)
+    task.write()
+    words = ["run", str(task.folder / "job.yaml"), "--task", str(task.root), "--workers", "2"]
+    script = f"#!/bin/sh\nexport YODA_TEST_PACE={task.pace}\n{mpi_here.python} {runs.ENTRY} {' '.join(words)}\n"
+    log = f"--output={tmp_path}/log"
+    job = slurm_netns.sbatch(script, "-N2", "--ntasks-per-node=1", "--exclusive", "-t5", log)
+    done = task.until_over(job=job)
+    assert done["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
+    status = task.check_complete(reference)
+    assert sorted(d["host"] for d in status["allocations"][0]["droids"]) == ["n1", "n2"]

@@ -16,11 +16,13 @@ import yoda.cli
 from eventrange.errors import ConfigError, RanksAlone
 from eventrange.taskdir import TaskDir
 from slurm.commands import Ran
+from slurm.script import PLACEMENT
 from yoda import doctor
 from yoda.config import load_site
+from yoda.placing import allocation_launcher, nodes_here, script_launcher
 from yoda.run import Request
 from yoda.slurm_view import render, slurm_view
-from yoda.submit import Asked, script_launcher, show, submit_task
+from yoda.submit import Asked, show, submit_task
 
 OUTPUT = """\
 2026-01-01 10:00:00 allocation 7.0: starts on n[1-2]
@@ -214,3 +216,18 @@ def test_command_says_it_in_json_and_by_exit_code(tmp_path: Path, capsys: pytest
     said = json.loads(capsys.readouterr().out)
     assert (said["version"], said["worst"]) == (1, "fail")
     assert {"level", "what", "where", "todo"} == set(said["findings"][0])
+
+
+# -- placement ---------------------------------------------------------------------------------------------------------
+
+
+def test_placement_is_that_of_the_script(request_: Request) -> None:
+    text = show(submit_task(request_, Asked(dry_run=True), FakeSlurm(**SLURM)))
+    assert all(f"{name}={value}" in text for name, value in PLACEMENT.items())
+
+
+def test_run_in_an_allocation_takes_all_of_its_nodes() -> None:
+    assert nodes_here({}) == 1 and nodes_here({"SLURM_JOB_NUM_NODES": "4"}) == 1
+    assert nodes_here({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "4"}) == 4
+    command, extra = allocation_launcher("srun -N {nodes} -n {ranks}", 4)
+    assert command == ["srun", "-N", "4", "-n", "5"] and extra["SLURM_OVERCOMMIT"] == "1"
