@@ -1,6 +1,6 @@
 """Launchers inside a batch allocation: one Droid on each of its nodes, and Yoda beside the first.
 
-`yoda submit` writes such a command into its script; `yoda run` without a launcher, in anybody's own script, starts it by
+`yoda submit` writes such a command into its script; `yoda run` without a launcher, in any other script, starts it by
 itself.
 """
 
