@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchlib import CORES, Figure, alternate, journal, median, peer, process_cpu, tree, workspace, write_job, yoda
+from benchlib import CORES, Figure, alternate, journal, median, peer, precise_cpu, tree, workspace, write_job, yoda
 
 from eventrange.taskdir import TaskDir
 
@@ -40,10 +40,10 @@ def _watch(job: Path, seconds: float) -> dict[str, float]:
     def watch(taskdir: TaskDir, _: int) -> None:
         pids = _ranks(taskdir)
         time.sleep(1.0)  # the burst at the start
-        begin, before = time.monotonic(), {name: process_cpu(pid) for name, pid in pids.items()}
+        begin, before = time.monotonic(), {name: precise_cpu(pid) for name, pid in pids.items()}
         time.sleep(seconds)
         span = time.monotonic() - begin
-        used.update({name: 100 * (process_cpu(pid) - before[name]) / span for name, pid in pids.items()})
+        used.update({name: 100 * (precise_cpu(pid) - before[name]) / span for name, pid in pids.items()})
 
     yoda(job, watch=watch)
     return used
@@ -51,7 +51,8 @@ def _watch(job: Path, seconds: float) -> dict[str, float]:
 
 def _ranks(taskdir: TaskDir) -> dict[str, int]:
     """Pids of rank 0 and the Droid, once the first grant is out."""
-    while True:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
         time.sleep(0.1)
         try:
             rows, notes = journal(taskdir)
@@ -60,6 +61,7 @@ def _ranks(taskdir: TaskDir) -> dict[str, int]:
         named = {note["note"]: note["pid"] for note in notes if note["note"] in ("journal", "joined")}
         if len(rows) and len(named) == 2:
             return {"rank 0": named["journal"], "Droid": named["joined"]}
+    raise TimeoutError("the run has not begun")
 
 
 def _futures(folder: Path, events: int, seconds: float) -> dict[str, float]:

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,15 @@ def yoda(job: Path, *flags: str, workers: int = CORES, watch: Callable[[TaskDir,
             command(job, "--task", str(task), "--workers", str(workers), *flags), stdout=output, stderr=output
         )
         with Sampler(child.pid) as sampler:
-            if watch is not None:
-                watch(TaskDir(str(task)), child.pid)
-            code = child.wait()
+            try:
+                if watch is not None:
+                    watch(TaskDir(str(task)), child.pid)
+                code = child.wait(600)
+            except BaseException:
+                for pid in tree(child.pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                raise
         ended = time.time()
         output.seek(0)
         if code != 0:
@@ -269,6 +275,18 @@ def process_cpu(pid: int, children: bool = False) -> float:
     except OSError:
         return 0.0
     return sum(int(x) for x in parts[11 : 15 if children else 13]) / _TICKS
+
+
+def precise_cpu(pid: int) -> float:
+    """CPU seconds of the living threads of a process, to the nanosecond where the kernel keeps that."""
+    try:
+        total = 0
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/schedstat") as file:
+                total += int(file.read().split()[0])
+        return total / 1e9
+    except (OSError, ValueError, IndexError):
+        return process_cpu(pid)
 
 
 def children(pid: int) -> list[int]:
