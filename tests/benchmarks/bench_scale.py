@@ -1,8 +1,9 @@
 """Yoda with very many Droids: how much of a core the dispatcher takes, and decoding, encoding and journal with it.
 
-10,000 Droids of 64 workers and 60-s events are simulated in time, not in processes: every message a Droid would send is
-made before the clock runs, decoded, dispatched and its answers encoded while it runs. What is measured is CPU seconds per
-simulated second, in the middle of the task and at its tail, when everybody is idle but a few. MPI itself is not in it.
+10,000 Droids of 64 workers and 60-s events are simulated in time, not in processes: every message a Droid would send
+is made before the clock runs; decoded, dispatched and its answers encoded while it runs. What is measured is CPU
+seconds per simulated second, in the middle of the task and at its tail, when everybody is idle but a few. MPI itself is
+not in it.
 """
 
 from __future__ import annotations

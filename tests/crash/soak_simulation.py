@@ -1,7 +1,7 @@
 """Simulate many seeds, by hand: `python tests/crash/soak_simulation.py --seeds 10000 [--first 0] [--processes 2]`.
 
-Prints a line for every failing seed (replay: `python tests/property/simulator.py SEED --verbose`) and figures at the end;
-exits 1 if a seed failed.
+Prints a line for every failing seed (replay: `python tests/property/simulator.py SEED --verbose`) and figures at the
+end; exits 1 if a seed failed.
 """
 
 from __future__ import annotations
