@@ -34,6 +34,16 @@ def load(path: str) -> dict[str, Any]:
     return found if good else {}
 
 
+def tried_now(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state for somebody who asks for it now: what is off for some time is tried at once, what is off for good is
+    not. How often it was off already is not forgotten."""
+    keys = dict(state.get("keys", {}))
+    for key, entry in keys.items():
+        if isinstance(entry, dict) and entry.get("state") in ("open", "half-open"):
+            keys[key] = {**entry, "state": "closed", "slots": []}
+    return {"version": VERSION, "keys": keys}
+
+
 def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Both states as one: of every key the one that has seen the later time."""
     keys = dict(one.get("keys", {}))

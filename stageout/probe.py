@@ -1,4 +1,4 @@
-"""Is an endpoint fit for use? A probe object is written, read, read in part, listed and deleted; `yoda doctor` shows it.
+"""Is an endpoint fit for use? A probe object is written, read, read in part and deleted; `yoda doctor` shows it.
 
 Costs about ten requests and a megabyte per endpoint, retries nothing for long, and removes what it wrote.
 """

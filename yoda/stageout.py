@@ -111,14 +111,16 @@ def stage_out(
     *,
     wait: float = 0.0,
     site: Any = None,
+    by_hand: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
-    """Stage what can be staged; go on trying for `wait` seconds where storage is down. `storage` None: found out."""
+    """Stage what can be staged; go on trying for `wait` seconds where storage is down. `storage` None: found out.
+    `by_hand`: somebody asks for it, so endpoints that are off for some time are tried now."""
     with _alone(taskdir) as alone:
         if not alone:
             return Outcome(busy=True)
         catalogue, dead = read(taskdir, fingerprint)
-        carrier = Carrier(taskdir, task, fingerprint, storage or storage_of(taskdir, catalogue, site), say)
+        carrier = Carrier(taskdir, task, fingerprint, storage or storage_of(taskdir, catalogue, site), say, by_hand)
         try:
             carrier.repair(catalogue, dead)
             return carrier.carry(catalogue, dead, wait)
@@ -152,6 +154,7 @@ class Carrier:
     fingerprint: str
     storage: Storage
     say: Callable[[str], None]
+    by_hand: bool = False
     journal: JournalWriter | None = None
     outcome: Outcome = field(default_factory=Outcome)
     _known: dict[str, Known] = field(default_factory=dict)
@@ -208,9 +211,10 @@ class Carrier:
         mine = tuple(p for name in names if (p := prefix_of(rules.key, self.task, name)))
         state_path = breakerfile.state_path(rules, self.taskdir.root)
         shared = task_prefix(rules.key, self.task)
-        stager = StagerProcess(
-            protocol.Start(self.storage.endpoints, rules, breakerfile.load(state_path), mine=mine, task=shared)
-        )
+        state = breakerfile.load(state_path)
+        if self.by_hand:
+            state = breakerfile.tried_now(state)
+        stager = StagerProcess(protocol.Start(self.storage.endpoints, rules, state, mine=mine, task=shared))
         try:
             for known in todo:
                 names_known = {site.name for site in self.storage.endpoints}
@@ -270,11 +274,24 @@ class Carrier:
                             stager.send(protocol.Stop())
                     case protocol.Ended():
                         breakerfile.save(state_path, report.breaker)
+                        self._say_off(Breaker(self.storage.rules.breaker, report.breaker))
             if wait <= 0 and self._all_somewhere:
                 # What is left to do, re-homing and deleting, is done when it can be done now.
                 self._drain(stager, self.storage.rules.backoff, rehome=True)
             if wait > 0 and time.monotonic() - begun > wait + 15:
                 stager.send(protocol.Stop())
+
+    def _say_off(self, breaker: Breaker) -> None:
+        """Which endpoints are not used, and until when."""
+        for one in self.storage.endpoints:
+            retry = breaker.retry_at(f"endpoint:{one.name}")
+            if retry is None:
+                self.say(
+                    f"storage {one.name} is off for good: `yoda stageout --reset {one.name}` once it is well again"
+                )
+            elif retry > time.time():
+                when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(retry))
+                self.say(f"storage {one.name} failed too often and is not used before {when}")
 
     @property
     def _all_somewhere(self) -> bool:

@@ -96,7 +96,9 @@ def stageout_command(args: argparse.Namespace) -> int:
         catalogue = read_catalogue(Story(taskdir, frozen.fingerprint).whole())
         changed = reset(taskdir, frozen.fingerprint, storage_of(taskdir, catalogue, site), args.reset)
         say(f"{args.reset} is taken to be well" if changed else f"{args.reset} was not off")
-    done = stage_out(taskdir, frozen.task, frozen.fingerprint, None, wait=args.wait, site=site, say=say)
+    done = stage_out(
+        taskdir, frozen.task, frozen.fingerprint, None, wait=args.wait, site=site, by_hand=not args.beside, say=say
+    )
     if done.busy:
         say("another stage-out of this task is at work")
         return RUN_AGAIN
