@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from yoda.status import span
@@ -50,7 +51,7 @@ def cells(name: str, seconds: dict[str, float]) -> tuple[str, ...]:
 
 def table(state: dict[str, Any], width: int = 80, most: int = 40) -> str:
     """Accounting by allocation and by node for a terminal, at most `width` columns."""
-    out = [verdict(state["core_seconds"])]
+    out = textwrap.wrap(verdict(state["core_seconds"]), width)
     for by in ("allocation", "node"):
         found = rows(state, by)
         if not found:

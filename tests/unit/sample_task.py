@@ -1,0 +1,87 @@
+"""A task directory with a story: two allocations, one killed, one that drains, failures, a quarantined event."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from eventrange import records
+from eventrange.journal import JournalWriter
+from eventrange.records import Code, Kind
+from eventrange.taskdir import TaskDir
+from yoda.task import Frozen, FrozenInputs, FrozenPayload, _text
+
+BEGIN = 1.7e9
+EVENTS = 400
+BAD = 17  #: the event that is given up
+EVIL = '<script>alert("x")</script>'
+
+
+def frozen(root: Path, events: int = EVENTS) -> Frozen:
+    axis = {"files": [{"path": "generate", "events": events}]}
+    payload = FrozenPayload("p.py:P", None, {}, "0" * 64)
+    return Frozen("sample", 1, FrozenInputs("generate", events, {}, ()), payload, str(root / "job.yaml"), {}, axis)
+
+
+def sample_task(root: Path, finish: bool = False) -> TaskDir:
+    """300 of 400 events done by 2 Droids of 4 workers in the allocation that was killed, then more by one that drains;
+    with `finish` all."""
+    task = TaskDir(str(root))
+    task.make()
+    one = frozen(root)
+    Path(task.task_file).write_text(_text(one))
+    writer = JournalWriter(task.journal("1"), one.fingerprint, "1", created=BEGIN, started=BEGIN, host="n0")
+    for droid in (1, 2):
+        writer.note("joined", time=BEGIN + 2, droid=droid, host=f"n{droid}", workers=4, startup=2.0, versions={})
+    writer.note("payload", time=BEGIN + 2, jagged=[], versions={"numpy": "2.0", "evil": EVIL})
+    granted = records.new(1, kind=Kind.GRANTED, start=0, stop=EVENTS, droid=1, time=BEGIN + 2)
+    writer.append(granted)
+    writer.append(_done(range(0, 300, 2), 2, BEGIN + 2, 1.0, (1, 2)))
+    for attempt in range(3):
+        failed = records.new(1, kind=Kind.FAILED, code=Code.EXCEPTION, attempt=attempt, droid=1, wall=0.5)
+        failed["start"], failed["stop"], failed["time"] = BAD, BAD + 1, BEGIN + 3 + attempt
+        writer.append(failed)
+        text = f"Traceback ...\nValueError: {EVIL} in event {BAD}"
+        writer.note(
+            "evidence", time=BEGIN + 4 + attempt, event=BAD, attempt=attempt, code=1, text=text, stderr="", cpu=0.5,
+            wall=0.5, worker=2, droid=1, host="n1",
+        )  # fmt: skip
+    writer.append(records.new(1, kind=Kind.QUARANTINED, start=BAD, stop=BAD + 1, attempt=3, time=BEGIN + 7))
+    writer.note(
+        "pulse", time=BEGIN + 40, workers=8, busy=8, pending=0, in_flight=100, done=299, droids=2, lag=0.2,
+        slowest=[[310, 12.5, 1], [311, 3.0, 2]], silent=[[2, 31.0], [1, 0.1]],
+    )  # fmt: skip
+    writer.flush()
+    writer.file.close()
+    second = JournalWriter(task.journal("2"), one.fingerprint, "2", created=BEGIN + 5000, started=BEGIN + 5000)
+    begin = BEGIN + 5002
+    second.note("joined", time=begin, droid=1, host="n3", workers=4, startup=2.0, versions={})
+    second.append(records.new(1, kind=Kind.GRANTED, start=300, stop=EVENTS, droid=1, time=begin))
+    second.append(_done(range(300, EVENTS if finish else 350, 2), 2, begin, 1.0, (1,)))
+    change = {"before": "closed", "after": "open", "reason": "5 of 8 failed"}
+    second.note("breaker", time=begin + 5, key="endpoint:primary", **change)
+    second.note("drain", time=begin + 14, reason="SIGTERM", grace=5.0, deadline=None)
+    if not finish:
+        back = records.new(1, kind=Kind.RETURNED, code=Code.DRAINED, droid=1, time=begin + 17, wall=1.5)
+        back["start"], back["stop"] = 350, EVENTS
+        second.append(back)
+    second.note("sealed", time=begin + 18, droid=1, segment=0, size=1000, adler32="0", sha256="0", members=25)
+    second.note("left", time=begin + 18, droid=1, host="n3", reason="drained")
+    second.note("end", time=begin + 18.5, reason="SIGTERM", exit_code=75, done=349, quarantined=1, total=EVENTS)
+    second.flush()
+    second.file.close()
+    return task
+
+
+def _done(starts: range, size: int, begin: float, wall: float, droids: tuple[int, ...]) -> np.ndarray:
+    """Ranges of `size` events, one after another on every worker; the range of the bad event lacks it."""
+    start = np.array(starts)
+    rows = records.new(len(start), kind=Kind.DONE, wall=wall, cpu=wall, size=2000)
+    lane = np.arange(len(start)) % (4 * len(droids))
+    rows["start"], rows["stop"] = start, start + size
+    inside = (start <= BAD) & (start + size > BAD)
+    rows["stop"][inside] = BAD
+    rows["droid"], rows["worker"] = np.array(droids)[lane // 4], lane % 4
+    rows["time"] = begin + (np.arange(len(start)) // (4 * len(droids))) * (wall * 1.5)
+    return rows

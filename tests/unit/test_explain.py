@@ -1,0 +1,112 @@
+"""Explain: every attempt at an event, where its image is; of a task: why, and what next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sample_task import BAD, BEGIN, frozen, sample_task
+
+from eventrange import records
+from eventrange.errors import ConfigError
+from eventrange.journal import JournalWriter
+from eventrange.records import Kind
+from yoda.cli import main
+from yoda.explain import MOST, explain_range, explain_task, render_range, render_task
+
+LATER = BEGIN + 90000
+
+
+def test_quarantined_event(tmp_path: Path) -> None:
+    found = explain_range(sample_task(tmp_path), f"#{BAD}")
+    assert (found["state"], found["done"], found["range"]) == ("quarantined", 0, f"generate:{BAD + 1}")
+    whats = [entry["what"] for entry in found["entries"]]
+    assert whats.count("failed") == 3 and whats.count("evidence") == 3 and whats[-1] == "quarantined"
+    page = render_range(found)
+    assert "failed on Droid 1 on n1, worker 0" in page and "ValueError" in page and "after 3 attempts" in page
+    json.dumps(found)
+
+
+def test_done_range_says_where_its_image_is(tmp_path: Path) -> None:
+    task = sample_task(tmp_path)
+    found = explain_range(task, "generate:1-4")
+    assert found["state"] == "done" and [one["covers"] for one in found["images"]] == [2, 2]
+    assert "nowhere" in found["images"][0]["where"][0]  # no segment was written
+    path = Path(task.segment("1", 1, 0))
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert str(path) in explain_range(task, "1-4")["images"][0]["where"][0]
+    staged = JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=BEGIN + 9000)
+    staged.note("staged", time=BEGIN + 9001, segment="1/00001-0000.tar", endpoint="primary", url="s3://b/k", size=9)
+    staged.flush()
+    staged.file.close()
+    assert "s3://b/k" in explain_range(task, "1-4")["images"][0]["where"]
+
+
+def test_pending_event_names_the_grant_that_was_lost(tmp_path: Path) -> None:
+    found = explain_range(sample_task(tmp_path), "#360")
+    assert found["state"] == "pending" and found["entries"][-1]["what"] == "returned"
+    page = render_range(found)
+    assert "not heard of again" in page and "came back from Droid 1 on n3: drained" in page
+
+
+def test_first_record_wins_and_pending_voids(tmp_path: Path) -> None:
+    task = sample_task(tmp_path)
+    writer = JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=BEGIN + 9000)
+    writer.append(records.new(1, kind=Kind.DONE, start=0, stop=4, droid=9, time=BEGIN + 9000, size=5))
+    writer.flush()
+    assert {one["allocation"] for one in explain_range(task, "1-4")["images"]} == {"1"}
+    writer.append(records.new(1, kind=Kind.PENDING, start=0, stop=2, time=BEGIN + 9001))
+    writer.flush()
+    writer.file.close()
+    found = explain_range(task, "1-2")
+    assert found["state"] != "done" and not found["images"]
+
+
+def test_long_stories_are_cut_in_the_middle(tmp_path: Path) -> None:
+    task = sample_task(tmp_path)
+    writer = JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=BEGIN + 9000)
+    writer.append(records.new(3 * MOST, kind=Kind.GRANTED, start=0, stop=1, droid=1, time=BEGIN + 9000))
+    writer.flush()
+    writer.file.close()
+    found = explain_range(task, "1")
+    assert len(found["entries"]) == MOST and "entries in the middle are left out" in render_range(found)
+
+
+@pytest.mark.parametrize("name", ["nofile:3", "generate:0", "#400", "12-11", "x"])
+def test_names_that_mean_nothing(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        explain_range(sample_task(tmp_path), name)
+    assert raised.value.exit_code == 78
+
+
+def test_task_that_stopped(tmp_path: Path) -> None:
+    found = explain_task(sample_task(tmp_path), LATER)
+    page = render_task(found)
+    assert "Nothing is running. The last allocation, 2," in page and "SIGTERM (exit code 75)" in page
+    assert "Run the same `yoda run`" in page
+
+
+def test_task_that_runs(tmp_path: Path) -> None:
+    task = sample_task(tmp_path)
+    Path(task.journal("2")).unlink()
+    found = explain_task(task, BEGIN + 41)
+    assert "is at work with 2 Droids" in " ".join(found["why"]) and "--watch" in found["next"][0]
+
+
+def test_task_that_was_killed(tmp_path: Path) -> None:
+    task = sample_task(tmp_path)
+    Path(task.journal("2")).unlink()
+    assert "so it was killed" in render_task(explain_task(task, LATER))
+
+
+def test_complete_task(tmp_path: Path) -> None:
+    page = render_task(explain_task(sample_task(tmp_path, finish=True), LATER))
+    assert "yoda merge" in page and f"'#{BAD}'" in page and "--retry-quarantined" in page
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = sample_task(tmp_path)
+    assert main(["explain", task.root]) == 0 and main(["explain", task.root, "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["state"] == "done"
