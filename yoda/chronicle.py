@@ -59,9 +59,9 @@ class Chronicle:
     bytes: float = 0.0  #: of images
     attempts: Counter[int] = field(default_factory=Counter)  #: attempts before it was done -> events
     failed: Counter[str] = field(default_factory=Counter)  #: category -> attempts that failed
-    failed_seconds: Counter[str] = field(default_factory=Counter)
+    failed_seconds: dict[str, float] = field(default_factory=dict)
     returned: Counter[str] = field(default_factory=Counter)  #: category -> events given back
-    returned_seconds: Counter[str] = field(default_factory=Counter)
+    returned_seconds: dict[str, float] = field(default_factory=dict)
     granted: int = 0  #: events
     slowest: list[tuple[float, int, int, float, str, int, int]] = field(default_factory=list)
     evidence: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
@@ -205,7 +205,7 @@ class _Reader:
                 name = _code(code)
                 mine = chosen["code"] == code
                 counts[name] += int((chosen["stop"] - chosen["start"])[mine].sum())
-                seconds[name] += float(chosen["wall"][mine].sum(dtype=np.float64))
+                seconds[name] = seconds.get(name, 0.0) + float(chosen["wall"][mine].sum(dtype=np.float64))
         lost = rows[back & (rows["wall"] > 0)]
         for droid, time, wall in lost[["droid", "time", "wall"]].tolist():
             self.back.append((droid, time - wall, time))
@@ -265,9 +265,9 @@ class _Reader:
                 latest = np.argsort(-since, kind="stable")[: int(min(self.open[droid], len(since)))]
                 self._tail("productive" if life.alive else "lost", life, cores, latest, axis.place(since[latest]), end)
         used: set[tuple[int, int]] = set()
-        for droid, since, until in self.back:
+        for droid, lost_since, lost_until in self.back:
             if droid in self.lives:
-                self._came_back(self.lives[droid], since, until, used)
+                self._came_back(self.lives[droid], lost_since, lost_until, used)
 
     def _tail(self, state: str, life: Life, cores: Any, workers: Any, since: Any, end: float) -> None:
         self.out.nodes.add(state, np.full(len(workers), life.node), since, np.full(len(workers), end))

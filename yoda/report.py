@@ -81,7 +81,8 @@ def report(taskdir: TaskDir, output: str | None = None, images: str | None = Non
 
 def draw(facts: Facts) -> dict[str, str]:
     """Name -> SVG of every picture there is something to show for."""
-    c, out = facts.chronicle, {}
+    c = facts.chronicle
+    out: dict[str, str] = {}
     if not facts.account.core_seconds.total:
         return out
     nodes = c.nodes.sums()
