@@ -57,17 +57,17 @@ class Stat:
 
 
 class Summer:
-    """Size, adler32 and sha256 of a stream of bytes, computed in one pass; without `adler`, sha256 has to do."""
+    """Size, adler32 and sha256 of a stream of bytes, computed in one pass; without `sha`, adler32 has to do."""
 
-    def __init__(self, adler: bool = True) -> None:
-        self.size, self.adler32, self._sha256, self._adler = 0, 1, hashlib.sha256(), adler
+    def __init__(self, sha: bool = True) -> None:
+        self.size, self.adler32, self._sha256, self._sha = 0, 1, hashlib.sha256(), sha
 
     def update(self, data: bytes | memoryview) -> None:
         """Add the next bytes."""
         self.size += len(data)
-        if self._adler:
-            self.adler32 = zlib.adler32(data, self.adler32)
-        self._sha256.update(data)
+        self.adler32 = zlib.adler32(data, self.adler32)
+        if self._sha:
+            self._sha256.update(data)
 
     @property
     def sha256(self) -> str:
@@ -76,7 +76,7 @@ class Summer:
 
     def stat(self, key: str) -> Stat:
         """What was summed, as the `Stat` of `key`."""
-        return Stat(key, self.size, self.adler32, self.sha256)
+        return Stat(key, self.size, self.adler32, self.sha256 if self._sha else None)
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,12 @@ def _read_full(file: int, size: int) -> bytes:
 
 def compare_source(seen: Stat, wanted: Stat, name: str) -> None:
     """SegmentDamaged unless the bytes just read from the local segment are those it was sealed with."""
-    if (seen.size, seen.sha256) != (wanted.size, wanted.sha256):
-        detail = f"the local file has {seen.size} bytes, sha256 {seen.sha256}; sealed: {wanted.size}, {wanted.sha256}"
+    same = seen.adler32 == wanted.adler32 if seen.sha256 is None else seen.sha256 == wanted.sha256
+    if seen.size != wanted.size or not same:
+        sums = f"{seen.adler32:08x} {seen.sha256 or ''}".strip()
+        detail = (
+            f"the local file has {seen.size} bytes, {sums}; sealed: {wanted.size}, {wanted.adler32:08x} {wanted.sha256}"
+        )
         raise SegmentDamaged(endpoint=name, operation="put", key=wanted.key, detail=detail)
 
 

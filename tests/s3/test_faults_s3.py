@@ -80,7 +80,7 @@ def test_renewed_credentials_are_read_again_once(swift_bucket: Bucket, put: Put)
 @pytest.mark.parametrize("data", [b"small object", BIG], ids=["whole", "parts"])
 def test_a_wrong_etag_makes_us_read_it_back(swift_bucket: Bucket, put: Put, data: bytes) -> None:
     """Of a part that is not possible: the server refuses to complete the upload, and all of it is done again."""
-    swift_bucket.proxy.faults = [Fault("etag", "PUT", "partNumber=2", 1)]
+    swift_bucket.proxy.faults = [Fault("etag", "PUT", "partNumber=2", 2)]  # the second time the server checks, too
     swift_bucket.proxy.faults += [Fault("etag", "PUT", "key$"), Fault("etag", "POST", "uploadId=[^&]*$")]
     endpoint = swift_bucket.endpoint()
     if len(data) > 5 << 20:

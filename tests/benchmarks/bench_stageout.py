@@ -1,0 +1,97 @@
+"""What rolling stage-out costs a CPU-bound run: the same job with and without it, in turns, to a real S3 server.
+
+    python tests/benchmarks/bench_stageout.py [--seconds 20] [--rounds 3] [--server rclone]
+
+Prints one JSON line: wall seconds of both from the first worker to the last event, and the ratio, which must be at most
+1.02. The server runs on the same cores, and what it uses is no fault of stage-out, so its CPU time is reported too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "s3"), str(HERE.parent / "mpi")]
+
+import runs  # noqa: E402
+import servers  # noqa: E402
+
+CODE = """
+import time
+import numpy as np
+
+def spin(event, random):
+    until = time.thread_time() + 0.02
+    while time.thread_time() < until:
+        pass
+    return {"x": random.normal(size=500)}
+"""
+
+
+def cpu(server: servers.Server) -> float:
+    """CPU seconds of the server's processes."""
+    total = 0
+    for process in server.processes.values():
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def measure(kind: str, seconds: float, rounds: int) -> dict[str, object]:
+    """Median wall seconds with and without stage-out."""
+    mpi = runs.here()
+    if mpi is None:
+        raise SystemExit("no mpiexec in this environment")
+    workers = len(os.sched_getaffinity(0))
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = stack.enter_context(servers.running(kind, folder / "server"))
+        os.environ |= {"AWS_ACCESS_KEY_ID": servers.ACCESS, "AWS_SECRET_ACCESS_KEY": servers.SECRET}
+        import boto3
+
+        boto3.client("s3", endpoint_url=server.url, region_name="us-east-1").create_bucket(Bucket="bench")
+        walls: dict[str, list[float]] = {"with": [], "without": []}
+        used, size = 0.0, 0
+        place = stack.enter_context(runs.place(mpi, folder / "place"))
+        events = int(seconds * workers / 0.02)
+        place.job(CODE, "spin", inputs={"format": "generate", "events": events}, output={"merge": False})
+        storage = [{"name": "primary", "url": "s3://bench/x", "endpoint_url": server.url}]
+        for turn in range(rounds):
+            for who in ("with", "without") if turn % 2 else ("without", "with"):
+                place.site(segments={"max_bytes": "1MiB"}, stageout=storage if who == "with" else [])
+                before, task = cpu(server), f"{who}{turn}"
+                done = place.run(task=task, workers=workers)
+                assert done.code == 0, done.text
+                used += cpu(server) - before
+                rows = [r for _, r in place.story(task)]
+                ends = [float((r["time"] + r["wall"])[r["kind"] == 2].max()) for r in rows if (r["kind"] == 2).any()]
+                begins = [float(r["time"][r["kind"] == 2].min()) for r in rows if (r["kind"] == 2).any()]
+                walls[who].append(max(ends) - min(begins))
+                size += sum(note["size"] for note in place.notes("staged", task))
+                time.sleep(0.2)
+    median = {who: round(statistics.median(values), 2) for who, values in walls.items()}
+    ratio = round(median["with"] / median["without"], 4)
+    extra = {"staged_mb": round(size / rounds / 1e6, 1), "server_cpu_s": round(used / rounds, 2)}
+    return {"server": kind, "events": events, **median, "ratio": ratio, "all": walls, **extra}
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--server", default="rclone")
+    values = parser.parse_args()
+    print(json.dumps(measure(values.server, values.seconds, values.rounds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
