@@ -63,8 +63,14 @@ def folder() -> str:
 
 
 def names() -> list[str]:
-    """All benchmarks, sorted."""
-    return sorted(entry[6:-3] for entry in os.listdir(folder()) if entry.startswith("bench_") and entry.endswith(".py"))
+    """All benchmarks, sorted. A file without `figures` is a script of its own: it needs more than this machine."""
+    out = []
+    for entry in sorted(os.listdir(folder())):
+        if entry.startswith("bench_") and entry.endswith(".py"):
+            with open(os.path.join(folder(), entry)) as file:
+                if "\ndef figures(" in file.read():
+                    out.append(entry[6:-3])
+    return out
 
 
 def load(name: str) -> ModuleType:
