@@ -8,6 +8,7 @@ without Slurm, and the figure says so.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from cluster import Options, running, why_not
 BEYOND = 2.0
 NODES = 2
 
-_EMPTY = "from mpi4py import MPI\nimport time\nMPI.COMM_WORLD.Barrier()\nprint(time.time(), flush=True)\n"
+_EMPTY = "from mpi4py import MPI\nimport time\nMPI.COMM_WORLD.Barrier()\nprint(f'{time.time():.6f}', flush=True)\n"
 
 _SCRIPT = """\
 #!/bin/bash
@@ -81,7 +82,8 @@ def _ours(folder: Path, number: int) -> float:
 
 
 def _empty(folder: Path, number: int) -> float:
-    up = [float(line) for line in (folder / f"empty-{number}.out").read_text().split()]
+    # launchers may run the lines of two ranks together
+    up = [float(one) for one in re.findall(r"\d+\.\d{6}", (folder / f"empty-{number}.out").read_text())]
     return max(up) - _begin(folder, f"empty-{number}")
 
 

@@ -84,19 +84,34 @@ def test_preempted_job_resumes_by_itself(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def under_way(tmp_path_factory: pytest.TempPathFactory, reference: str) -> Iterator[dict[str, Future[None]]]:
-    """Stories that mostly wait for Slurm run beside the other tests, each on a cluster of its own."""
-    reason = why_not(netns=True)
-    if reason:
-        pytest.skip(reason)
-    here = runs.here()
-    assert here is not None
-    stories = {"five": preempted_five_times, "limit": time_limit, "crash": node_crash, "moved": end_moved}
-    with ThreadPoolExecutor(len(stories)) as pool:
-        yield {
-            name: pool.submit(story, Stage(tmp_path_factory.mktemp(name), here, reference))
-            for name, story in stories.items()
-        }
+def under_way(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[None]]]:
+    """Stories that mostly wait for Slurm, each on a cluster of its own, beside the other tests from the first one on.
+
+    Only those whose test is going to run.
+    """
+    stories = {
+        test_preempted_five_times_and_complete: preempted_five_times,
+        test_time_limit_drains_and_goes_on: time_limit,
+        test_node_crash_requeues_and_resumes: node_crash,
+        test_end_that_is_moved_is_noticed: end_moved,
+    }
+    chosen = {getattr(item, "function", None) for item in request.session.items}
+    wanted = [story for test, story in stories.items() if test in chosen]
+    reason, here = why_not(netns=True), runs.here()
+    if not wanted or reason or here is None:
+        yield {}
+        return
+    reference: str = request.getfixturevalue("reference")
+    paths: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        yield {s.__name__: pool.submit(s, Stage(paths.mktemp(s.__name__), here, reference)) for s in wanted}
+
+
+def finish(under_way: dict[str, Future[None]], name: str) -> None:
+    """Wait for the end of a story, which tells what went wrong in it."""
+    if name not in under_way:
+        pytest.skip(why_not(netns=True) or "no mpiexec in this environment")
+    under_way[name].result(240)
 
 
 @dataclass(frozen=True)
@@ -184,19 +199,19 @@ def seconds_lost(status: dict[str, Any]) -> float:
 
 def test_preempted_five_times_and_complete(under_way: dict[str, Future[None]]) -> None:
     """The same bytes, and only what was in flight done again."""
-    under_way["five"].result(240)
+    finish(under_way, "preempted_five_times")
 
 
 def test_time_limit_drains_and_goes_on(under_way: dict[str, Future[None]]) -> None:
-    under_way["limit"].result(240)
+    finish(under_way, "time_limit")
 
 
 def test_node_crash_requeues_and_resumes(under_way: dict[str, Future[None]]) -> None:
-    under_way["crash"].result(240)
+    finish(under_way, "node_crash")
 
 
 def test_end_that_is_moved_is_noticed(under_way: dict[str, Future[None]]) -> None:
-    under_way["moved"].result(240)
+    finish(under_way, "end_moved")
 
 
 def test_several_allocations_on_one_task(slurm: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str) -> None:
