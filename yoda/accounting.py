@@ -20,7 +20,7 @@ All sums are kept in whole microseconds, so the parts always sum to the total.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,20 @@ def account_entries(story: Callable[[], Iterable[tuple[str, Entry]]], alive_sinc
     return second.result(alive_since)
 
 
+class _Lanes(NamedTuple):
+    """Workers of one Droid that worked: how many, the highest number, the latest end, and the sum of their ends, each
+    less `base`."""
+
+    count: int
+    highest: int
+    latest: float
+    sum: float
+    base: float
+
+
+_NOTHING = _Lanes(0, -1, 0.0, 0.0, 0.0)
+
+
 class _Work:
     """What the records of one allocation say of its Droids: sums by Droid number, shape (droids,) each."""
 
@@ -80,8 +94,10 @@ class _Work:
 
     def __init__(self) -> None:
         self.sums: dict[str, NDArray[np.float64]] = {name: np.zeros(0) for name in self.NAMES}
-        self.first: dict[int, float] = {}  #: Droid -> start of its first work
-        self.ends: dict[int, float] = {}  #: droid << 16 | worker -> end of its latest work
+        self.first = np.zeros(0)  #: by Droid, start of its first work; infinite where there was none
+        self.joined = np.zeros(0)  #: by Droid, when it joined; nan where that is not known
+        self.lanes = np.zeros(0, np.uint32)  #: droid << 16 | worker of all that worked, sorted
+        self.ends = np.zeros(0)  #: end of the latest work of each of them
 
     def add(self, name: str, droids: NDArray[Any], values: NDArray[Any]) -> None:
         found = np.bincount(droids, values).astype(np.float64)
@@ -94,7 +110,39 @@ class _Work:
         mine = self.sums.get(name, ())
         return float(mine[droid]) if droid < len(mine) else 0.0
 
-    def timeline(self, rows: NDArray[Any], joined: dict[int, float]) -> None:
+    def begun(self, droid: int, otherwise: float) -> float:
+        """When the Droid's first work began."""
+        return float(self.first[droid]) if droid < len(self.first) and np.isfinite(self.first[droid]) else otherwise
+
+    def join(self, droid: int, time: float) -> None:
+        """A Droid joined at `time`."""
+        self._room(droid + 1)
+        self.joined[droid] = time
+
+    def _room(self, droids: int) -> None:
+        if droids > len(self.first):
+            more = max(droids, 2 * len(self.first)) - len(self.first)
+            self.first = np.append(self.first, np.full(more, np.inf))
+            self.joined = np.append(self.joined, np.full(more, np.nan))
+
+    def by_droid(self) -> dict[int, _Lanes]:
+        """What is known of the workers of each Droid that worked."""
+        if not len(self.lanes):
+            return {}
+        droid = self.lanes >> np.uint32(16)
+        group = np.flatnonzero(np.concatenate(([True], droid[1:] != droid[:-1])))
+        base = float(self.ends.min())  # sums of unix times would lose microseconds
+        columns = (
+            droid[group],
+            np.diff(np.append(group, len(droid))),
+            np.maximum.reduceat(self.lanes & np.uint32(0xFFFF), group),
+            np.maximum.reduceat(self.ends, group),
+            np.add.reduceat(self.ends - base, group),
+        )
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return {droid: _Lanes(count, highest, latest, total, base) for droid, count, highest, latest, total in rows}
+
+    def timeline(self, rows: NDArray[Any]) -> None:
         """Gaps between pieces of work of every worker; `rows` of kinds that carry the time they began."""
         key = rows["droid"].astype(np.uint32) << np.uint32(16) | rows["worker"]
         order = np.argsort(key, kind="stable")
@@ -106,21 +154,19 @@ class _Work:
         group = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
         before = np.empty(len(key))
         before[1:] = end[:-1]
-        lanes, latest = key[group].tolist(), np.maximum.reduceat(end, group).tolist()
-        earlier, first, ends = [], self.first, self.ends
-        for of, at, last in zip(lanes, begin[group].tolist(), latest, strict=True):
-            droid = of >> 16
-            if first.get(droid, at) >= at:
-                first[droid] = at
-            known = ends.get(of)
-            if known is None:
-                earlier.append(joined.get(droid, first[droid]))
-                ends[of] = last
-            else:
-                earlier.append(known)
-                if last > known:
-                    ends[of] = last
-        before[group] = earlier
+        lanes, latest, here = key[group], np.maximum.reduceat(end, group), key[group] >> np.uint32(16)
+        self._room(int(here[-1]) + 1)
+        np.minimum.at(self.first, here, begin[group])
+        since = np.where(np.isnan(self.joined[here]), self.first[here], self.joined[here])
+        at = np.searchsorted(self.lanes, lanes)
+        known = at < len(self.lanes)
+        known[known] = self.lanes[at[known]] == lanes[known]
+        since[known] = self.ends[at[known]]
+        before[group] = since
+        self.ends[at[known]] = np.maximum(self.ends[at[known]], latest[known])
+        if not known.all():
+            self.lanes = np.insert(self.lanes, at[~known], lanes[~known])
+            self.ends = np.insert(self.ends, at[~known], latest[~known])
         gap = np.maximum(begin - before, 0.0)
         droids = key >> np.uint32(16)
         self.add("overhead", droids, np.where(gap <= GAP, gap, 0.0))
@@ -174,6 +220,8 @@ class Accountant:
             life.last = max(life.last, time)
             if what == "joined":
                 life.joined, life.startup = time, _number(note.get("startup"))
+                if 0 <= droid < 1 << 16:
+                    self._work[allocation.name].join(droid, time)
                 life.host, life.workers = str(note.get("host", "?")), int(_number(note.get("workers")))
             elif what == "left":
                 life.left, life.reason = time, str(note.get("reason", ""))
@@ -210,8 +258,7 @@ class Accountant:
         work.add("open", rows["droid"][closed], -length[closed])
         timed = (done | failed) & sane & (rows["wall"] > 0)
         if timed.any():
-            joined = {d: life.joined for d, life in allocation.droids.items() if life.joined is not None}
-            work.timeline(rows if timed.all() else rows[timed], joined)
+            work.timeline(rows if timed.all() else rows[timed])
         if counts[Kind.DONE]:
             self._done(work, rows[done], np.flatnonzero(done))
         if counts[Kind.FAILED]:
@@ -268,13 +315,12 @@ class Accountant:
         for name, allocation in self.allocations.items():
             work = self._work[name]
             alive = allocation.end is None and 0 < alive_since < allocation.last
-            ends: dict[int, dict[int, float]] = {}
-            for key, end in work.ends.items():
-                ends.setdefault(key >> 16, {})[key & 0xFFFF] = end
+            ends = work.by_droid()
             for droid in set(ends) - set(allocation.droids):
                 allocation.droids[droid] = DroidLife(droid)  # its `joined` note is lost
             for droid, life in sorted(allocation.droids.items()):
-                _finish(life, work, ends.get(droid, {}), allocation, given_up.get((name, droid), 0.0), alive)
+                lanes = ends.get(droid, _NOTHING)
+                _finish(life, work, lanes, allocation, given_up.get((name, droid), 0.0), alive)
                 allocation.core_seconds.add(life.core_seconds)
                 allocation.events += life.events
             whole.add(allocation.core_seconds)
@@ -284,22 +330,22 @@ class Accountant:
 def _finish(
     life: DroidLife,
     work: _Work,
-    ends: dict[int, float],
+    lanes: _Lanes,
     allocation: Allocation,
     quarantined: float,
     alive: bool,
 ) -> None:
-    """Sum up one Droid; `ends`: worker -> end of its latest work."""
+    """Sum up one Droid."""
     droid = life.droid
-    workers = life.workers = max(life.workers, max(ends, default=-1) + 1)
-    joined = life.joined if life.joined is not None else work.first.get(droid, allocation.created or allocation.last)
-    latest = max(ends.values(), default=joined)
+    workers = life.workers = max(life.workers, lanes.highest + 1)
+    joined = life.joined if life.joined is not None else work.begun(droid, allocation.created or allocation.last)
+    latest = lanes.latest if lanes.count else joined
     life.last = max(life.last, latest)
     killed = (life.left is None and allocation.end is None and not alive) or life.reason.startswith("lost")
     end = max(life.left if life.left is not None else allocation.last, latest, joined)
     life.ranges, life.events = int(work.get("ranges", droid)), int(work.get("events", droid))
 
-    tail = sum(end - at for at in ends.values()) + (workers - len(ends)) * (end - joined)
+    tail = lanes.count * (end - lanes.base) - lanes.sum + (workers - lanes.count) * (end - joined)
     waiting, overhead = work.get("idle_waiting", droid), work.get("overhead", droid)
     productive, revoked, lost = work.get("productive", droid), work.get("revoked", droid), work.get("returned", droid)
     # Records of returned work do not tell which worker had it since when, so its time is in the gaps: take it out

@@ -197,12 +197,13 @@ class MasterShell:
     def _pulse(self) -> None:
         """A sign of life, and what only Yoda knows of the moment; its size does not grow with the task."""
         d, now = self.dispatcher, time.monotonic()
-        running = (
-            [event, round(seconds + now - x.heard, 1), x.rank]
-            for x in d.at_work
-            if x.running
-            for event, seconds in x.running[:LISTED]
+        # The slowest events are on the Droids whose oldest event is slowest: `running` has the oldest first.
+        laden = heapq.nlargest(
+            LISTED, (x for x in d.at_work if x.running), key=lambda x: x.running[0][1] + now - x.heard
         )
+        running = [
+            [event, round(seconds + now - x.heard, 1), x.rank] for x in laden for event, seconds in x.running[:LISTED]
+        ]
         self._note(
             "pulse",
             workers=sum(x.workers for x in d.at_work),
