@@ -26,6 +26,7 @@ from yoda.config import load_job, load_site
 from yoda.placing import script_launcher
 from yoda.rank0 import finished, prepare
 from yoda.run import Request, Setting
+from yoda.trial import try_payload
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def submit_task(request: Request, asked: Asked, run: Runner = run_command) -> Ou
     if code is not None:
         said = "complete" if code == 0 else "complete, but for quarantined events (yoda run --retry-quarantined)"
         return Outcome(code, lines=[f"task {setting.job.task} is {said}: nothing to submit"])
+    warning = try_payload(setting.job, setting.site, request.sets)
     folder = setting.taskdir.slurm
     path = os.path.join(folder, f"allocation-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.sh")
     text = script_of(setting, site, path)
@@ -72,6 +74,8 @@ def submit_task(request: Request, asked: Asked, run: Runner = run_command) -> Ou
     except OSError as error:
         raise explain(error, path) from error
     outcome = Outcome(script=path, lines=[f"script     {path}", f"output     {folder}/slurm-JOBID.out"])
+    if warning:
+        outcome.lines.append(f"warning    {warning}")
     for _ in range(asked.allocations):
         chosen = fit(Path(path), site, run, time.time()) if asked.fit else None
         job: Submitted = submit(Path(path), run, chosen.options if chosen else ())
@@ -144,6 +148,9 @@ def _rehearse(setting: Setting, site: SlurmSite, asked: Asked, run: Runner) -> O
     lines.append(f"events     {left} of {events['total']} to do")
     if left == 0:
         lines.append("           the task is complete: nothing would be submitted")
+    warning = try_payload(setting.job, setting.site, setting.request.sets)
+    if warning:
+        lines.append(f"warning    {warning}")
     lines.append(_cost(site, run, asked.allocations))
     with tempfile.TemporaryDirectory(prefix="yoda-submit-") as folder:
         trial = Path(folder) / "allocation.sh"

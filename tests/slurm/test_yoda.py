@@ -317,3 +317,20 @@ def test_plain_run_in_a_script_of_ones_own(
     assert done["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
     status = task.check_complete(reference)
     assert sorted(d["host"] for d in status["allocations"][0]["droids"]) == ["n1", "n2"]
+
+
+def test_one_of_two_allocations_is_killed(slurm: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str) -> None:
+    """Each is its own failure domain: the other takes over what the killed one had, and nothing is missing or twice."""
+    site = {"lease_timeout": "5s", "silent": "10s"}
+    task = Task(slurm, tmp_path, mpi_here, pace=0.3, slurm={"nodes": 1, "requeue": False}, site=site)
+    task.submit("--allocations", "2")
+    task.until_done(40)
+    until(lambda: len(list((task.root / "journal").glob("*.yj"))) == 2, 60, task.said)
+    # everything at once, the script too, so that nothing brings it back
+    slurm.run(["scancel", "--full", "--signal=KILL", str(task.jobs[0])], check=True)
+    slurm.run(["scancel", str(task.jobs[0])])
+    job = task.until_over(job=task.jobs[1], timeout=180)
+    assert job["JobState"] == "COMPLETED", task.said()
+    status = task.check_complete(reference)
+    states = {a["name"].split("-slurm-")[1]: a["state"] for a in status["allocations"] if a["droids_total"]}
+    assert states == {f"{task.jobs[0]}-r0": "killed", f"{task.jobs[1]}-r0": "ended"}, states

@@ -13,7 +13,7 @@ import yaml
 
 import slurm.doctor as checks
 import yoda.cli
-from eventrange.errors import ConfigError, RanksAlone
+from eventrange.errors import ConfigError, PayloadImport, RanksAlone
 from eventrange.taskdir import TaskDir
 from slurm.commands import Ran
 from slurm.script import PLACEMENT
@@ -107,6 +107,18 @@ def test_what_is_wrong_with_the_job_is_said_before_slurm_is_asked(
     (tmp_path / "payload.py").unlink()
     assert yoda.cli.main(["submit", request_.job, "--site", str(request_.site)]) == 78
     assert "payload.python" in capsys.readouterr().err
+
+
+def test_payload_is_imported_before_anything_is_submitted(request_: Request, tmp_path: Path) -> None:
+    (tmp_path / "payload.py").write_text("import no_such_package\n")
+    slurm = FakeSlurm(**SLURM)
+    with pytest.raises(PayloadImport, match="no_such_package"):
+        submit_task(request_, Asked(), slurm)
+    assert slurm.asked == []
+    site = {"slurm": {"partition": "low", "setup": "module load everything"}}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(site))
+    got = submit_task(request_, Asked(), slurm)
+    assert got.jobs == [41] and "no_such_package" in show(got) and "set-up lines" in show(got)
 
 
 def test_script_launcher() -> None:
