@@ -66,7 +66,7 @@ class _Lanes(NamedTuple):
     """Workers of one Droid that worked: how many, the highest number, the latest end, and the sum of their ends, each
     less `base`."""
 
-    count: int
+    number: int
     highest: int
     latest: float
     sum: float
@@ -339,13 +339,13 @@ def _finish(
     droid = life.droid
     workers = life.workers = max(life.workers, lanes.highest + 1)
     joined = life.joined if life.joined is not None else work.begun(droid, allocation.created or allocation.last)
-    latest = lanes.latest if lanes.count else joined
+    latest = lanes.latest if lanes.number else joined
     life.last = max(life.last, latest)
     killed = (life.left is None and allocation.end is None and not alive) or life.reason.startswith("lost")
     end = max(life.left if life.left is not None else allocation.last, latest, joined)
     life.ranges, life.events = int(work.get("ranges", droid)), int(work.get("events", droid))
 
-    tail = lanes.count * (end - lanes.base) - lanes.sum + (workers - lanes.count) * (end - joined)
+    tail = lanes.number * (end - lanes.base) - lanes.sum + (workers - lanes.number) * (end - joined)
     waiting, overhead = work.get("idle_waiting", droid), work.get("overhead", droid)
     productive, revoked, lost = work.get("productive", droid), work.get("revoked", droid), work.get("returned", droid)
     # Records of returned work do not tell which worker had it since when, so its time is in the gaps: take it out
