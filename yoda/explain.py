@@ -20,6 +20,7 @@ from yoda.names import range_name
 from yoda.status import span, status
 from yoda.verdict import verdict
 
+Copies = dict[tuple[str, int, int], dict[str, str]]  #: (allocation, droid, segment) -> endpoint -> place
 MOST = 400  #: entries told at most; the first and the last ones are kept
 VERSION = 1
 
@@ -45,7 +46,7 @@ def explain_range(taskdir: TaskDir, name: str) -> dict[str, Any]:
     start, stop = axis.parse(name)
     droids: dict[tuple[str, int], dict[str, Any]] = {}
     sealed: dict[tuple[str, int, int], dict[str, Any]] = {}
-    staged: dict[str, list[str]] = {}
+    staged: Copies = {}
     told = Told()
     ended: dict[str, str] = {}
     for allocation, entry in Story(taskdir, frozen.fingerprint).whole():
@@ -126,7 +127,7 @@ def _note(
     stop: int,
     droids: dict[tuple[str, int], dict[str, Any]],
     sealed: dict[tuple[str, int, int], dict[str, Any]],
-    staged: dict[str, list[str]],
+    staged: Copies,
     ended: dict[str, str],
 ) -> None:
     what = note.get("note")
@@ -135,13 +136,19 @@ def _note(
     elif what == "sealed":
         sealed[allocation, int(note.get("droid") or 0), int(note.get("segment") or 0)] = note
     elif what == "staged":
-        staged.setdefault(str(note.get("segment")), []).append(str(note.get("url") or note.get("endpoint")))
+        staged.setdefault(_segment(note), {})[str(note.get("endpoint"))] = str(note.get("url") or note.get("key"))
+    elif what == "removed":
+        staged.get(_segment(note), {}).pop(str(note.get("endpoint")), None)
     elif what == "end":
         ended[allocation] = f"the allocation ended: {note.get('reason', '?')}"
     elif what == "evidence" and isinstance(note.get("event"), int) and start <= note["event"] < stop:
         keys = ("event", "attempt", "droid", "host", "worker", "text", "stderr")
         entry = {"time": float(note.get("time") or 0), "what": "evidence", "allocation": allocation}
         _tell(told, entry | {key: note.get(key) for key in keys})
+
+
+def _segment(note: dict[str, Any]) -> tuple[str, int, int]:
+    return str(note.get("allocation")), int(note.get("droid") or 0), int(note.get("segment") or 0)
 
 
 def _winners(done: list[dict[str, Any]], start: int, stop: int) -> list[dict[str, Any]]:
@@ -164,7 +171,7 @@ def _locate(
     one: dict[str, Any],
     taskdir: TaskDir,
     sealed: dict[tuple[str, int, int], dict[str, Any]],
-    staged: dict[str, list[str]],
+    staged: Copies,
 ) -> None:
     """Where the image of a done record is now."""
     if not one["size"]:
@@ -175,10 +182,7 @@ def _locate(
     words = []
     if os.path.exists(path):
         words.append(f"{path} at byte {one['offset']} ({'sealed' if key in sealed else 'not sealed'})")
-    name = os.path.basename(path)
-    relative = os.path.relpath(path, taskdir.root)
-    for known in (relative, f"{one['allocation']}/{name}", name, os.path.splitext(name)[0]):
-        words += staged.get(known, [])
+    words += [f"{endpoint}: {url} at byte {one['offset']}" for endpoint, url in staged.get(key, {}).items()]
     one["where"] = words or [f"nowhere: {path} is gone; `yoda merge` makes its events pending again"]
 
 

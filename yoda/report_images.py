@@ -62,7 +62,7 @@ def _utilisation(facts: Facts, axes: Any) -> None:
         below = below + sums[state]
     axes.set_ylabel("cores")
     _time(facts, axes)
-    axes.legend(ncols=3, fontsize="small", loc="lower center")
+    axes.figure.legend(ncols=6, fontsize="small", loc="outside upper center", frameon=False)
 
 
 def _cores(facts: Facts, axes: Any) -> None:
@@ -77,6 +77,15 @@ def _cores(facts: Facts, axes: Any) -> None:
         picture = picture * (1 - share) + np.where(state == "drained", 0.85, colour) * share
     axes.imshow(np.clip(picture, 0, 1), aspect="auto", interpolation="nearest", origin="upper")
     axes.set_ylabel("core")
+    from matplotlib.patches import Patch
+
+    looks = [
+        Patch(facecolor="0.85" if state == "drained" else STATES[state][0], edgecolor="#6b7280", label=STATES[state][2])
+        for state in (*ORDER, "idle")
+    ]
+    axes.figure.legend(handles=looks, ncols=6, fontsize="small", loc="outside upper center", frameon=False)
+    for lane in range(1, c.cores.lanes):
+        axes.axhline(lane - 0.5, color="white", linewidth=0.6)
     _time(facts, axes)
 
 

@@ -38,10 +38,13 @@ def test_done_range_says_where_its_image_is(tmp_path: Path) -> None:
     path.touch()
     assert str(path) in explain_range(task, "1-4")["images"][0]["where"][0]
     staged = JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=BEGIN + 9000)
-    staged.note("staged", time=BEGIN + 9001, segment="1/00001-0000.tar", endpoint="primary", url="s3://b/k", size=9)
+    where = {"allocation": "1", "droid": 1, "segment": 0}
+    for name in ("primary", "failover"):
+        staged.note("staged", time=BEGIN + 9001, **where, endpoint=name, url=f"s3://{name}/k", size=9)
+    staged.note("removed", time=BEGIN + 9002, **where, endpoint="failover")
     staged.flush()
     staged.file.close()
-    assert "s3://b/k" in explain_range(task, "1-4")["images"][0]["where"]
+    assert explain_range(task, "1-4")["images"][0]["where"][1:] == ["primary: s3://primary/k at byte 0"]
 
 
 def test_pending_event_names_the_grant_that_was_lost(tmp_path: Path) -> None:
