@@ -71,6 +71,7 @@ class Shell:
         self._sites = {site.name: site for site in start.endpoints}
         self._endpoints = {name: open_one(site, self._tools) for name, site in self._sites.items()}
         self._jobs: dict[int, _Job] = {}
+        self._removals: list[threading.Thread] = []
         self._number = 0
         self._until: float | None = None
         self.core = Staging(list(self._sites), start.rules, random.SystemRandom().random, start.breaker)
@@ -164,7 +165,8 @@ class Shell:
                         os.unlink(order.segment.path)
                     self._do(self.core.removed_local(order.segment.name, time.time()))
                 case RemoveCopy():
-                    threading.Thread(target=self._remove, args=(order,), daemon=True).start()
+                    self._removals.append(threading.Thread(target=self._remove, args=(order,), daemon=True))
+                    self._removals[-1].start()
 
     def _upload(self, order: Upload) -> None:
         self._number += 1
@@ -179,23 +181,24 @@ class Shell:
         """In a thread: one upload."""
         segment, source = order.segment, order.source
         path, wanted = segment.path, {"size": segment.size, "adler32": segment.adler32, "sha256": segment.sha256}
-        try:
-            if source is not None:
-                path = f"{segment.path}.rehome-{os.getpid()}"
-                try:
-                    _fetch(endpoints[source], segment, path)
-                except BaseException as error:
-                    self._inbox.put(_Done(number, error, source))
-                    return
-            endpoints[order.endpoint].put(path, segment.key, **wanted)  # type: ignore[arg-type]
-        except BaseException as error:
-            self._inbox.put(_Done(number, error))
-        else:
-            self._inbox.put(_Done(number))
-        finally:
-            if source is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+        failed: BaseException | None = None
+        if source is not None:
+            path = f"{segment.path}.rehome-{os.getpid()}"
+            try:
+                _fetch(endpoints[source], segment, path)
+            except BaseException as error:
+                failed = error
+        if failed is None:
+            try:
+                endpoints[order.endpoint].put(path, segment.key, **wanted)  # type: ignore[arg-type]
+            except BaseException as error:
+                failed, source = error, None
+            else:
+                source = None
+        if path != segment.path:  # before anyone hears of the end: the process may be gone a moment later
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        self._inbox.put(_Done(number, failed, source))
 
     def _remove(self, order: RemoveCopy) -> None:
         """In a thread: delete a copy that the journal has given up; should that fail, it only costs room."""
@@ -222,7 +225,10 @@ class Shell:
                     log.info("%s: %d unfinished uploads of earlier runs removed", name, count)
 
     def _break_off(self) -> None:
-        """Stop what is under way; give uploads in parts a moment to be aborted."""
+        """Stop what is under way; give uploads in parts a moment to be aborted, and deletions to be done."""
+        until = time.monotonic() + GRACE
+        for thread in self._removals:
+            thread.join(max(0.0, until - time.monotonic()))
         self._stopping.set()
         for endpoint in self._endpoints.values():
             endpoint.close()

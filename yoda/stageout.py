@@ -45,6 +45,7 @@ from stageout.stagerclient import StagerProcess
 from yoda.leasedir import overview
 
 SILENT = 600.0  #: seconds without a heartbeat after which an allocation on another machine is taken to be dead here
+GRACE = 30.0  #: seconds for the stage-out process to end when nothing is left to do
 CLEANED = 20  #: allocations, at most, below whose names unfinished uploads are looked for
 
 
@@ -158,6 +159,8 @@ class Carrier:
     journal: JournalWriter | None = None
     outcome: Outcome = field(default_factory=Outcome)
     _known: dict[str, Known] = field(default_factory=dict)
+    _primary_off: bool = False  # it takes nothing now, so nothing is re-homed
+    _given_up: set[str] = field(default_factory=set)  # segments that cannot be re-homed now
 
     def note(self, values: dict[str, Any]) -> None:
         """Write a note and make it durable. Raises CannotWrite."""
@@ -214,6 +217,8 @@ class Carrier:
         state = breakerfile.load(state_path)
         if self.by_hand:
             state = breakerfile.tried_now(state)
+        first = f"endpoint:{self.storage.endpoints[0].name}"
+        self._primary_off = Breaker(rules.breaker, state).state(first) in ("open", "exhausted") and wait <= 0
         stager = StagerProcess(protocol.Start(self.storage.endpoints, rules, state, mine=mine, task=shared))
         try:
             for known in todo:
@@ -230,27 +235,28 @@ class Carrier:
         return self.outcome
 
     def _wanted(self, known: Known) -> bool:
-        """Whether anything is to be done for it."""
+        """Whether anything is still to be done for it, as far as that can be done."""
         rules, primary = self.storage.rules, self.storage.endpoints[0].name
         here = known.local and os.path.exists(known.path(self.taskdir))
         if not any(site.name in known.copies for site in self.storage.endpoints):
             return here and not known.unusable
+        away = rules.rehome and primary not in known.copies
         return (
-            (rules.rehome and primary not in known.copies)
+            (away and not self._primary_off and str(known.id) not in self._given_up)
             or (rules.delete_local and here)
             or (rules.delete_failover and primary in known.copies and len(known.copies) > 1)
         )
 
     def _follow(self, stager: StagerProcess, state_path: str, wait: float) -> None:
-        """Until the process has nothing more to do, or, when storage is down, for at most `wait` seconds."""
-        self._draining, begun, primary = False, time.monotonic(), self.storage.endpoints[0].name
-        if wait > 0:
-            self._drain(stager, wait, rehome=True)
+        """Until nothing is left to do; where storage is down, for at most `wait` seconds. What goes well is not cut."""
+        begun, primary, blocked, draining = time.monotonic(), self.storage.endpoints[0].name, False, False
         while not stager.ended:
             select.select([stager], [], [], 1.0)
+            patient = time.monotonic() - begun < wait
             for report in stager.receive():
                 match report:
                     case protocol.Staged():
+                        blocked = False
                         self._staged(stager, report)
                     case protocol.Removed():
                         self._removed(stager, report)
@@ -258,27 +264,31 @@ class Carrier:
                         breakerfile.save(state_path, report.state)
                         self.note(breaker_note(report))
                         self.say(f"storage {report.key.partition(':')[2]} is {report.after}: {report.reason}")
+                        if report.key == f"endpoint:{primary}":
+                            self._primary_off = report.after not in ("closed", "half-open") and not patient
                     case protocol.Failed():
                         self.note(failure_note(report, 1))
                         self.say(f"{report.segment} to {report.endpoint}: {report.kind}: {report.detail}")
-                        if report.endpoint == primary and wait <= 0 and self._all_somewhere:
-                            self._drain(stager, 0.0)  # the rest is re-homing, and the primary does not want it
+                        if not patient and report.endpoint == primary:
+                            self._primary_off = True  # what has a copy elsewhere stays there until the next call
+                        elif self._known[report.segment].copies:
+                            self._given_up.add(report.segment)  # the copy to re-home from cannot be had
                     case protocol.Damaged():
                         self._known[report.segment].unusable = report.detail
                         self.note(unusable_note(report))
                         self.say(f"segment {report.segment} cannot be staged: {report.detail}")
                     case protocol.Blocked():
+                        blocked = True
                         self.note({"note": "blocked", **fields(report)})
-                        if time.monotonic() - begun >= wait:
-                            self.say("no storage endpoint takes anything now")
-                            stager.send(protocol.Stop())
                     case protocol.Ended():
                         breakerfile.save(state_path, report.breaker)
                         self._say_off(Breaker(self.storage.rules.breaker, report.breaker))
-            if wait <= 0 and self._all_somewhere:
-                # What is left to do, re-homing and deleting, is done when it can be done now.
-                self._drain(stager, self.storage.rules.backoff, rehome=True)
-            if wait > 0 and time.monotonic() - begun > wait + 15:
+            if not draining and not any(self._wanted(known) for known in self._known.values()):
+                draining = True
+                stager.send(protocol.Drain(GRACE))
+            elif not draining and blocked and not patient:
+                draining = True
+                self.say("no storage endpoint takes anything now")
                 stager.send(protocol.Stop())
 
     def _say_off(self, breaker: Breaker) -> None:
@@ -293,15 +303,6 @@ class Carrier:
                 when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(retry))
                 self.say(f"storage {one.name} failed too often and is not used before {when}")
 
-    @property
-    def _all_somewhere(self) -> bool:
-        return all(known.copies or known.unusable for known in self._known.values())
-
-    def _drain(self, stager: StagerProcess, seconds: float, rehome: bool = False) -> None:
-        if not self._draining:
-            self._draining = True
-            stager.send(protocol.Drain(seconds, rehome))
-
     def _staged(self, stager: StagerProcess, report: protocol.Staged) -> None:
         self.note(staged_note(report))
         stager.send(protocol.Recorded(report.segment, report.endpoint))
@@ -313,6 +314,10 @@ class Carrier:
     def _removed(self, stager: StagerProcess, report: protocol.Removed) -> None:
         self.note(removed_note(report))
         known = self._known[report.segment]
+        if report.endpoint is None:
+            known.local = False
+        else:
+            known.copies.pop(report.endpoint, None)
         if report.endpoint is not None:
             stager.send(protocol.Recorded(report.segment, report.endpoint, removed=True))
         elif known.file:  # the copy is gone; so may go what it was made from, if nobody has gone on writing there

@@ -1,0 +1,276 @@
+"""A Droid's end of stage-out with a real stage-out process, and `yoda stageout` on a task directory made by hand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from droid.stageout import Uploads
+from eventrange import records
+from eventrange.history import Story
+from eventrange.journal import JournalWriter
+from eventrange.records import Kind
+from eventrange.segment import checksum, writer
+from eventrange.taskdir import TaskDir
+from stageout.catalogue import SegmentId, read_catalogue
+from stageout.site import BreakerRules, EndpointSite, StageoutRules
+from yoda.leasedir import Heart
+from yoda.stageout import Outcome, Storage, _alone, endpoints_note, reset, stage_out, storage_of
+
+PATIENCE = 60.0
+PRINT = "f" * 64
+
+
+def endpoint(folder: Path, name: str, exists: bool = True) -> EndpointSite:
+    if exists:
+        (folder / name).mkdir(exist_ok=True)
+    return EndpointSite(name=name, url=f"file://{folder}/{name}", attempts=1)
+
+
+def rules(**keys: Any) -> StageoutRules:
+    return StageoutRules(**{"tries": 1, "backoff": 0.05, "backoff_max": 0.1, "nice": 0, "rehome_after": 0.0, **keys})
+
+
+def segment(taskdir: TaskDir, allocation: str, number: int = 0, seal: bool = True) -> tuple[dict[str, Any], Any]:
+    """A segment of three images: its note (if sealed) and its records."""
+    path = taskdir.segment(allocation, 1, number, "tar")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    out, rows = writer(path), records.new(3, kind=Kind.DONE, droid=1, segment=number)
+    for n in range(3):
+        data = os.urandom(1000)
+        rows["start"][n], rows["stop"][n] = 3 * number + n, 3 * number + n + 1
+        rows["offset"][n], rows["size"][n] = out.append(f"t.{n}.h5", data), len(data)
+        rows["checksum"][n] = checksum(data)
+    if not seal:
+        out.sync()
+        out.close()
+        return {}, rows
+    done = out.seal()
+    sums = {"size": done.size, "adler32": f"{done.adler32:08x}", "sha256": done.sha256, "members": done.members}
+    return {"note": "sealed", "droid": 1, "segment": number, **sums}, rows
+
+
+def journal(taskdir: TaskDir, allocation: str, *entries: Any) -> None:
+    os.makedirs(taskdir.journals, exist_ok=True)
+    out = JournalWriter(taskdir.journal(allocation), PRINT, allocation)
+    for entry in entries:
+        if isinstance(entry, dict):
+            values = dict(entry)
+            out.note(values.pop("note"), **values)
+        else:
+            out.append(entry)
+    out.flush()
+    out.file.sync()
+    out.file.close()
+
+
+# --- a Droid ----------------------------------------------------------------------------------------------------------
+
+
+class Droid:
+    def __init__(self, folder: Path, *endpoints: EndpointSite, **keys: Any) -> None:
+        self.taskdir = TaskDir(str(folder / "task"))
+        os.makedirs(self.taskdir.root, exist_ok=True)
+        self.uploads = Uploads(endpoints, rules(**keys), self.taskdir)
+        self.said: list[str] = []
+        self.notes: list[dict[str, Any]] = []
+
+    def begin(self) -> None:
+        self.uploads.begin("t", "alloc", 1, self.said.append)
+
+    def until(self, true: Callable[[], Any], what: str, keep: bool = True) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not true():
+            assert time.monotonic() < deadline, (what, self.notes, self.said)
+            new = self.uploads.news()
+            self.notes += new
+            for note in new:
+                if keep and "number" in note:
+                    self.uploads.kept(note["number"])
+            time.sleep(0.01)
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [note for note in self.notes if note["note"] == name]
+
+
+@pytest.fixture
+def droid(tmp_path: Path) -> Iterator[Callable[..., Droid]]:
+    made: list[Droid] = []
+
+    def call(*endpoints: EndpointSite, **keys: Any) -> Droid:
+        made.append(Droid(tmp_path, *endpoints, **keys))
+        return made[-1]
+
+    yield call
+    for one in made:
+        one.uploads.close()
+
+
+def test_a_local_copy_goes_only_after_the_journal_has_the_other(tmp_path: Path, droid: Callable[..., Droid]) -> None:
+    one = droid(endpoint(tmp_path, "primary"), delete_local=True)
+    one.begin()
+    note, _ = segment(one.taskdir, "alloc")
+    path = Path(one.taskdir.segment("alloc", 1, 0))
+    one.uploads.sealed(note)
+    one.until(lambda: one.named("staged"), "staged", keep=False)
+    staged = one.named("staged")[0]
+    assert (staged["endpoint"], staged["sha256"], staged["number"]) == ("primary", note["sha256"], 1)
+    one.uploads.news()
+    assert path.exists()
+    one.uploads.kept(1)
+    one.until(lambda: one.named("removed"), "removed")
+    assert one.named("removed")[0]["endpoint"] is None and not path.exists()
+    assert (tmp_path / "primary" / staged["key"]).exists()
+
+
+def test_the_end_waits_for_uploads_and_not_for_storage_that_is_down(
+    tmp_path: Path, droid: Callable[..., Droid]
+) -> None:
+    good, bad = (
+        droid(endpoint(tmp_path, "primary")),
+        droid(endpoint(tmp_path, "gone/deep", exists=False), key="{task}/{allocation}/x{droid}{number}"),
+    )
+    for one in (good, bad):
+        one.begin()
+    note, _ = segment(good.taskdir, "alloc")
+    for one in (good, bad):
+        one.uploads.sealed(note)
+        assert not one.uploads.over
+        one.uploads.finish(3600.0)
+        one.until(lambda one=one: one.uploads.over, "over")
+    assert good.named("staged") and bad.named("blocked") and not bad.named("staged")
+    bad.uploads.close()
+    assert any("not staged" in text for text in bad.said)
+
+
+def test_an_empty_segment_is_not_staged(tmp_path: Path, droid: Callable[..., Droid]) -> None:
+    one = droid(endpoint(tmp_path, "primary"))
+    one.begin()
+    one.uploads.sealed({**segment(one.taskdir, "alloc")[0], "members": 0})
+    one.uploads.finish(60.0)
+    one.until(lambda: one.uploads.over, "over")
+    assert one.notes == []
+
+
+def test_a_stage_out_process_that_is_killed_is_a_note_and_no_more(tmp_path: Path, droid: Callable[..., Droid]) -> None:
+    one = droid(endpoint(tmp_path, "primary"))
+    one.begin()
+    os.kill(one.uploads._stager.pid, signal.SIGKILL)
+    one.until(lambda: one.named("stager_gone"), "noticed")
+    one.uploads.sealed(segment(one.taskdir, "alloc")[0])
+    assert one.uploads.ended and one.uploads.news() == []
+    one.uploads.finish(60.0)
+    assert one.uploads.over
+
+
+def test_failures_are_noted_once_a_minute(tmp_path: Path, droid: Callable[..., Droid]) -> None:
+    one = droid(endpoint(tmp_path, "gone/deep", exists=False), breaker=BreakerRules(samples=3, recovery=1e6))
+    one.begin()
+    one.uploads.sealed(segment(one.taskdir, "alloc")[0])
+    one.until(lambda: one.named("breaker"), "the breaker to open")
+    assert len(one.named("upload_failed")) == 1
+    assert one.named("breaker")[0]["by"] == 1
+    assert Path(one.taskdir.root, "breaker.json").exists()
+
+
+# --- yoda stageout ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> TaskDir:
+    """Allocation `a` is dead: one segment sealed, one left open."""
+    taskdir = TaskDir(str(tmp_path / "task"))
+    first, rows = segment(taskdir, "a", 0)
+    _, more = segment(taskdir, "a", 1, seal=False)
+    journal(taskdir, "a", rows, first, more)
+    return taskdir
+
+
+def go(taskdir: TaskDir, *endpoints: EndpointSite, wait: float = 0.0, **keys: Any) -> Outcome:
+    storage = Storage(endpoints, rules(**keys)) if endpoints else None
+    return stage_out(taskdir, "t", PRINT, storage, wait=wait, by_hand=True)
+
+
+def copies(taskdir: TaskDir) -> dict[SegmentId, set[str]]:
+    found = read_catalogue(Story(taskdir, PRINT).whole())
+    return {id: set(known.copies) for id, known in found.segments.items()}
+
+
+def test_what_is_sealed_and_what_was_left_open_is_staged(tmp_path: Path, task: TaskDir) -> None:
+    done = go(task, endpoint(tmp_path, "primary"))
+    assert done == Outcome(staged=2, repaired=1)
+    assert copies(task) == {SegmentId("a", 1, 0): {"primary"}, SegmentId("a", 1, 1): {"primary"}}
+    names = {path.name for path in (tmp_path / "primary").rglob("*.tar")}
+    assert names == {"00001-0000.tar", "00001-0001.repaired.tar"}
+    before = task.allocations()
+    assert go(task, endpoint(tmp_path, "primary")) == Outcome()
+    assert task.allocations() == before  # with nothing to say there is no journal
+
+
+def test_failover_re_home_and_deletion(tmp_path: Path, task: TaskDir) -> None:
+    primary, failover = endpoint(tmp_path, "one/primary", exists=False), endpoint(tmp_path, "failover")
+    assert go(task, primary, failover).left == 0
+    assert all(found == {"failover"} for found in copies(task).values())
+    (tmp_path / "one" / "primary").mkdir(parents=True)
+    assert go(task, primary, failover, delete_failover=True, delete_local=True).left == 0
+    assert {frozenset(found) for found in copies(task).values()} == {frozenset({"one/primary"})}
+    assert not list((tmp_path / "failover").rglob("*.tar"))
+    assert not Path(task.segment("a", 1, 0)).exists()
+
+
+def test_storage_that_is_down_leaves_everything_and_says_so(tmp_path: Path, task: TaskDir) -> None:
+    gone = endpoint(tmp_path, "one/gone", exists=False)
+    assert go(task, gone).left == 2
+    assert go(task, gone, wait=0.3).left == 2
+    assert copies(task) == {SegmentId("a", 1, 0): set(), SegmentId("a", 1, 1): set()}
+
+
+def test_a_living_allocation_is_left_alone(tmp_path: Path, task: TaskDir) -> None:
+    heart = Heart(task, "a", None, 5.0, 60.0)
+    try:
+        done = go(task, endpoint(tmp_path, "primary"))
+        assert done == Outcome(elsewhere=1)  # the open one is not even looked at
+    finally:
+        heart.stop()
+    assert go(task, endpoint(tmp_path, "primary")) == Outcome(staged=2, repaired=1)
+
+
+def test_a_segment_damaged_after_sealing_is_not_uploaded(tmp_path: Path, task: TaskDir) -> None:
+    with open(task.segment("a", 1, 0), "r+b") as file:
+        file.seek(700)
+        file.write(b"?")
+    done = go(task, endpoint(tmp_path, "primary"))
+    assert (done.staged, done.unusable, done.left) == (1, 1, 0)
+    assert go(task, endpoint(tmp_path, "primary")).unusable == 1
+
+
+def test_one_at_a_time(tmp_path: Path, task: TaskDir) -> None:
+    with _alone(task) as first:
+        assert first and go(task, endpoint(tmp_path, "primary")).busy
+    assert go(task, endpoint(tmp_path, "primary")).staged == 2
+
+
+def test_endpoints_are_known_from_the_last_run(tmp_path: Path, task: TaskDir) -> None:
+    given = endpoint(tmp_path, "primary")
+    note = endpoints_note((given,), rules(alert_url="http://127.0.0.1:9/secret", delete_local=True))
+    journal(task, "b", {"note": "endpoints", **note})
+    assert "secret" not in repr(note)
+    found = storage_of(task, read_catalogue(Story(task, PRINT).whole()))
+    assert found.endpoints == (given,) and found.rules.delete_local
+    assert go(task).staged == 2
+
+
+def test_a_person_may_say_that_an_endpoint_is_well(tmp_path: Path, task: TaskDir) -> None:
+    gone, once = endpoint(tmp_path, "one/gone", exists=False), BreakerRules(samples=1, opens=1)
+    assert go(task, gone, breaker=once).left == 2
+    (tmp_path / "one" / "gone").mkdir(parents=True)
+    assert go(task, gone, breaker=once).left == 2  # off for good
+    storage = Storage((gone,), rules(breaker=once))
+    assert reset(task, PRINT, storage, "one/gone") and not reset(task, PRINT, storage, "one/gone")
+    assert go(task, gone, breaker=once) == Outcome(staged=2)
