@@ -25,6 +25,7 @@ from eventrange.taskdir import TaskDir
 from yoda.config import Job, Site, default_task_dir, load_job, load_site
 
 EXIT_FILE = "YODA_EXIT_FILE"
+HURRY = 2.0  #: seconds a launcher may take to end its ranks when the user interrupts twice
 LATE = 30  #: seconds a launcher may take to end after rank 0 has
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT, signal.SIGHUP)
 #: One thread per worker: there is a worker per core already.
@@ -258,18 +259,20 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
         )
         line.attach(child)
         stops: list[float] = []
+        hurry: list[float] = []  # when the user did not want to wait for the drain
 
         def forward(number: int, _: Any) -> None:
             # Launchers answer SIGTERM and SIGINT by killing the ranks; the user signals they pass on.
             stops.append(time.monotonic())
             if number == signal.SIGINT and len(stops) > 1:
+                hurry.append(stops[-1])
                 child.send_signal(signal.SIGTERM)
             else:
                 child.send_signal(number if number == signal.SIGUSR2 else signal.SIGUSR1)
 
         for number in _FORWARDED:
             signal.signal(number, forward)
-        status = _see_through(child, exit_file)
+        status = _see_through(child, exit_file, hurry)
         line.close()
         for number in _FORWARDED:
             signal.signal(number, signal.SIG_DFL)
@@ -285,13 +288,18 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
             return RUN_AGAIN
 
 
-def _see_through(child: subprocess.Popen[bytes], exit_file: str) -> int:
-    """Wait for the launcher; one that stays although rank 0 has left its result is ended: some rank is stuck in it."""
+def _see_through(child: subprocess.Popen[bytes], exit_file: str, hurry: list[float]) -> int:
+    """Wait for the launcher. One that stays although rank 0 has left its result is ended: some rank is stuck in it.
+
+    MPICH's passes SIGTERM on to the ranks and waits for them, which is another drain: in a hurry it is killed.
+    """
     late = 0
     while True:
         try:
             return child.wait(1.0)
         except subprocess.TimeoutExpired:
+            if hurry and time.monotonic() - hurry[0] > HURRY:
+                child.kill()
             late += os.path.exists(exit_file)
             if late == LATE:
                 child.terminate()

@@ -21,9 +21,12 @@ STEADY = '''
 import os, time
 import numpy as np
 
+SEEN = os.open(os.path.join(os.path.dirname(__file__), "seen"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
 def steady(event, random):
-    """Ten milliseconds, asleep: many workers on few cores are no slower."""
+    """Ten milliseconds, asleep: many workers on few cores are no slower. Says what it has finished."""
     time.sleep(0.01)
+    os.write(SEEN, b"%d\\n" % event)
     return {"x": random.normal(size=2), "n": np.int64(event)}
 '''
 EVENTS = 600
@@ -256,8 +259,9 @@ def drained(place: Place, done: Finished) -> None:
     assert place.notes("end")[-1]["exit_code"] == 75
     assert place.notes("sealed"), "segments are sealed"
     assert set(left(place)) == {"drained"}
-    assert all((rows["wall"][rows["kind"] == Kind.RETURNED] == 0).all() for _, rows in place.story())
-    assert place.done() < EVENTS
+    processed = sorted(map(int, (place.folder / "seen").read_text().split()))
+    assert processed == [event for pair in place.progress().done for event in range(*pair)], "finished, and not done"
+    assert len(processed) < EVENTS
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda n: n.name)
@@ -332,7 +336,7 @@ def test_grace_is_kept(place: Place) -> None:
     place.site(grace="4s")
     job(place, ENDLESS, "endless")
     run = place.start("--droids", "2")
-    run.until(lambda: place.done() == 100, "all but the endless ones done")
+    run.until(lambda: place.done() >= 60, "many of those before the endless ones done")
     run.signal(run.process.pid, signal.SIGTERM)
     done = run.wait()
     assert done.code == 75, done.text
@@ -355,7 +359,7 @@ def test_the_end_of_the_allocation_drains_by_itself(place: Place) -> None:
 def test_a_droid_is_killed_while_draining(place_here: Place) -> None:
     """The others still end in good order."""
     place_here.site(silent="3s", grace="20s")
-    job(place_here, STEADY.replace("0.01", "0.3"), events=200)
+    job(place_here, STEADY.replace("0.01", "0.3"), events=60)
     run = place_here.start("--droids", "2")
     under_way(place_here, run, 8)
     droids = run.until_role("droid", 2)
@@ -364,4 +368,4 @@ def test_a_droid_is_killed_while_draining(place_here: Place) -> None:
     run.signal(droids[0].pid)
     done = run.wait()
     assert done.code == 75, done.text
-    resumes(place_here, 200)
+    resumes(place_here, 60)
