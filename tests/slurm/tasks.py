@@ -35,6 +35,16 @@ def light(event, random):
 '''
 
 
+def setup(pace: float) -> list[str]:
+    """Shell lines before a launcher on a test cluster."""
+    # as root in a container Open MPI wants to be asked twice; MPICH takes nodes that share /tmp for one machine
+    return [
+        f"export YODA_TEST_PACE={pace}",
+        "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+        "export MPIR_CVAR_CH4_NETMOD=ofi FI_PROVIDER=tcp",
+    ]
+
+
 @dataclass
 class Task:
     """One task in a folder of its own; `mpi` says whose Python and mpiexec works on it."""
@@ -62,13 +72,8 @@ class Task:
             "output": {"merge": True},
         }
         (self.folder / "job.yaml").write_text(yaml.safe_dump(job))
-        # as root in a container Open MPI wants to be asked twice; MPICH takes nodes that share /tmp for one machine
-        setup = [
-            f"export YODA_TEST_PACE={self.pace}",
-            "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
-            "export MPIR_CVAR_CH4_NETMOD=ofi FI_PROVIDER=tcp",
-        ]
-        asked = {"partition": "low", "nodes": 2, "time": "10min", "signal_before_end": "60s", "setup": setup}
+        words = setup(self.pace)
+        asked = {"partition": "low", "nodes": 2, "time": "10min", "signal_before_end": "60s", "setup": words}
         site = {"site": "test", "workers": 2, "grace": "5s", "slurm": {**asked, **self.slurm}, **self.site}
         if self.launcher is not None:
             site["launcher"] = self.launcher

@@ -94,6 +94,7 @@ def under_way(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[None]
         test_time_limit_drains_and_goes_on: time_limit,
         test_node_crash_requeues_and_resumes: node_crash,
         test_end_that_is_moved_is_noticed: end_moved,
+        test_one_of_two_allocations_is_killed: one_of_two_killed,
     }
     chosen = {getattr(item, "function", None) for item in request.session.items}
     wanted = [story for test, story in stories.items() if test in chosen]
@@ -193,6 +194,23 @@ def end_moved(stage: Stage) -> None:
         cluster.run(["scancel", str(task.job)], check=True)
 
 
+def one_of_two_killed(stage: Stage) -> None:
+    """Each is its own failure domain: the other takes over what the killed one had, and nothing is missing or twice."""
+    with running(Options(nodes=2)) as cluster:
+        site = {"lease_timeout": "5s", "silent": "10s"}
+        task = Task(cluster, stage.folder, stage.mpi, pace=0.3, slurm={"nodes": 1, "requeue": False}, site=site)
+        task.submit("--allocations", "2")
+        task.until_done(40)
+        until(lambda: len(list((task.root / "journal").glob("*.yj"))) == 2, 60, task.said)
+        # everything at once, the script too, so that nothing brings it back
+        assert cluster.kill_job(task.jobs[0])
+        job = task.until_over(job=task.jobs[1], timeout=180)
+        assert job["JobState"] == "COMPLETED", task.said()
+        status = task.check_complete(stage.reference)
+        states = {a["name"].split("-slurm-")[1]: a["state"] for a in status["allocations"] if a["droids_total"]}
+        assert states == {f"{task.jobs[0]}-r0": "killed", f"{task.jobs[1]}-r0": "ended"}, states
+
+
 def seconds_lost(status: dict[str, Any]) -> float:
     return float(status["core_seconds"]["lost_in_flight"])
 
@@ -212,6 +230,10 @@ def test_node_crash_requeues_and_resumes(under_way: dict[str, Future[None]]) -> 
 
 def test_end_that_is_moved_is_noticed(under_way: dict[str, Future[None]]) -> None:
     finish(under_way, "end_moved")
+
+
+def test_one_of_two_allocations_is_killed(under_way: dict[str, Future[None]]) -> None:
+    finish(under_way, "one_of_two_killed")
 
 
 def test_several_allocations_on_one_task(slurm: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str) -> None:
@@ -310,27 +332,11 @@ def test_plain_run_in_a_script_of_ones_own(
     task = Task(slurm_netns, tmp_path, mpi_here)
     task.write()
     words = ["run", str(task.folder / "job.yaml"), "--task", str(task.root), "--workers", "2"]
-    script = f"#!/bin/sh\nexport YODA_TEST_PACE={task.pace}\n{mpi_here.python} {runs.ENTRY} {' '.join(words)}\n"
+    lines = ["#!/bin/sh", *tasks.setup(task.pace), " ".join([mpi_here.python, runs.ENTRY, *words])]
+    script = "\n".join(lines) + "\n"
     log = f"--output={tmp_path}/log"
     job = slurm_netns.sbatch(script, "-N2", "--ntasks-per-node=1", "--exclusive", "-t5", log)
     done = task.until_over(job=job)
     assert done["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
     status = task.check_complete(reference)
     assert sorted(d["host"] for d in status["allocations"][0]["droids"]) == ["n1", "n2"]
-
-
-def test_one_of_two_allocations_is_killed(slurm: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str) -> None:
-    """Each is its own failure domain: the other takes over what the killed one had, and nothing is missing or twice."""
-    site = {"lease_timeout": "5s", "silent": "10s"}
-    task = Task(slurm, tmp_path, mpi_here, pace=0.3, slurm={"nodes": 1, "requeue": False}, site=site)
-    task.submit("--allocations", "2")
-    task.until_done(40)
-    until(lambda: len(list((task.root / "journal").glob("*.yj"))) == 2, 60, task.said)
-    # everything at once, the script too, so that nothing brings it back
-    slurm.run(["scancel", "--full", "--signal=KILL", str(task.jobs[0])], check=True)
-    slurm.run(["scancel", str(task.jobs[0])])
-    job = task.until_over(job=task.jobs[1], timeout=180)
-    assert job["JobState"] == "COMPLETED", task.said()
-    status = task.check_complete(reference)
-    states = {a["name"].split("-slurm-")[1]: a["state"] for a in status["allocations"] if a["droids_total"]}
-    assert states == {f"{task.jobs[0]}-r0": "killed", f"{task.jobs[1]}-r0": "ended"}, states
