@@ -12,10 +12,10 @@ from eventrange.intervals import IntervalSet
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue
 from yoda.accounting import account_entries
-from yoda.storage_view import render as storage_lines
-from yoda.storage_view import storage_view
 from yoda.core_seconds import Account, Allocation, CoreSeconds
 from yoda.pace import Pace
+from yoda.storage_view import render as storage_lines
+from yoda.storage_view import storage_view
 
 VERSION = 1
 #: An allocation that has not ended is taken to be alive for this many seconds after its last entry: three pulses.
