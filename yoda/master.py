@@ -27,6 +27,7 @@ from eventrange.journal import JournalWriter
 from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Write
 
 TICK = 0.1  #: seconds between looks at the clock
+FAILURES_SAID = 100  #: failed attempts told one by one; a payload that fails on all of a million events is one story
 SUSPENDED = 1.0  #: a loop that did not turn for so long was stopped, and could hear nobody
 PULSE = 10.0  #: seconds between signs of life in the journal
 LISTED = 8  #: slowest events and silent Droids named in one of them
@@ -66,6 +67,7 @@ class MasterShell:
         self.unsynced: dict[int, int] = {}  # Droid -> number of its last note in the journal that it wants acknowledged
         self.unkept: dict[int, int] = {}  # the same, of those that are being synced
         self.stop_now = ""
+        self._failures = 0
         dispatcher.awaited = set(range(1, transport.size))
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.syncer = Syncer(self._ring)
@@ -270,8 +272,13 @@ class MasterShell:
         elif note.name == "blocked":
             self.info.say(f"Droid {v['by']}: {v['waiting']} segments wait for storage, none is well; processing goes on")
         elif note.name == "evidence":
-            last = (v["text"].strip() or "?").splitlines()[-1]
-            self.info.say(f"event {v['event']} failed on droid {v['droid']} (attempt {v['attempt'] + 1}): {last}")
+            self._failures += 1
+            if self._failures <= FAILURES_SAID:
+                lines = (v["text"].strip() or "?").splitlines()
+                brief = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+                self.info.say(f"event {v['event']} failed on droid {v['droid']} (attempt {v['attempt'] + 1}): {brief}")
+            elif self._failures == FAILURES_SAID + 1:
+                self.info.say("more events fail; see `yoda journal` for all of them")
 
     def _commit(self, now: float) -> None:
         """Group commit: hand what waits to the kernel and have it synced, one sync at a time."""

@@ -26,6 +26,7 @@ from yoda.config import Job, Site, default_task_dir, load_job, load_site
 
 EXIT_FILE = "YODA_EXIT_FILE"
 HURRY = 2.0  #: seconds a launcher may take to end its ranks when the user interrupts twice
+ALONE = 15.0  #: seconds after which an error that all ranks should see is this rank's alone
 LATE = 30  #: seconds a launcher may take to end after rank 0 has
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT, signal.SIGHUP)
 #: One thread per worker: there is a worker per core already.
@@ -96,7 +97,11 @@ def run(request: Request, environ: Mapping[str, str] = os.environ) -> int:
         from yoda.rank0 import rank0
 
         return rank0(request, environ, begun)
-    return droid_rank(read(request), begun)
+    try:
+        setting = read(request)
+    except YodaError as error:
+        return _cannot_begin(error)
+    return droid_rank(setting, begun)
 
 
 # -- a Droid's rank ----------------------------------------------------------------------------------------------------
@@ -201,6 +206,17 @@ def finalize(mpi: Any, transport: Any, together: bool) -> None:
         sys.stderr.flush()
         os._exit(0)
     mpi.Finalize()
+
+
+def _cannot_begin(error: YodaError) -> int:
+    """A rank that cannot read job or site. Rank 0 most likely cannot either: it says so, once, and ends all ranks, which
+    takes that they all start MPI. If it does not, the trouble is this node's."""
+    from mpi4py import MPI
+
+    time.sleep(ALONE)
+    code = report_error(error)
+    MPI.COMM_WORLD.Abort(code)
+    return code
 
 
 def load_payload(job: Job) -> Any:

@@ -248,7 +248,7 @@ def test_everything_stopped_for_a_while_is_no_hang(place: Place) -> None:
 
 # -- signals and deadlines ---------------------------------------------------------------------------------------------
 
-SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT, signal.SIGHUP]
+SIGNALS = [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP]
 
 
 def drained(place: Place, done: Finished) -> None:

@@ -83,3 +83,170 @@ def test_same_bytes_from_any_history(place: Place, references: dict[str, str], w
     story = place.story("killed")
     assert runs.granted_again(story) == []
     assert place.progress("killed").done.total == 10_000
+
+
+def merged(place: Place, task: str = "task") -> list[Path]:
+    return sorted(Path(place.task(task).merged).glob("*.h5"))
+
+
+def test_payload_per_range_gives_what_the_one_per_event_gives(place_here: Place) -> None:
+    """process_range in ranges of any size; sizes are kept to where the job fixes them; a second run does nothing."""
+    place = place_here
+    code = (
+        runs.LIGHT
+        + """
+class Groups:
+    def process_range(self, events, randoms):
+        made = [light(event, random) for event, random in zip(events, randoms)]
+        return {name: [fields[name] for fields in made] for name in made[0]}
+"""
+    )
+    place.job(code, "Groups", inputs={"format": "generate", "events": 500}, ranges={"events": 33})
+    done = place.run(task="groups")
+    assert done.code == 0, done.text
+    rows = np.concatenate([r for _, r in place.story("groups")])
+    ranges = sorted(set(rows[rows["kind"] == runs.Kind.DONE][["start", "stop"]].tolist()))
+    assert ranges == [(at, min(at + 33, 500)) for at in range(0, 500, 33)]
+    place.job(code, "light", inputs={"format": "generate", "events": 500})
+    done = place.run(task="single")
+    assert done.code == 0, done.text
+    with h5py.File(merged(place, "groups")[0]) as a, h5py.File(merged(place, "single")[0]) as b:
+        assert set(a) == set(b)
+        for name in a:
+            assert a[name].dtype == b[name].dtype and np.array_equal(a[name][:], b[name][:]), name
+    journals = place.task("single").allocations()
+    done = place.run(task="single")
+    assert done.code == 0, done.text
+    assert place.task("single").allocations() == journals, "a finished task needs no allocation"
+    assert str(merged(place, "single")[0]) in done.out
+
+
+def test_a_program_as_payload(place_here: Place) -> None:
+    """One process per range, in another language than ours: here a shell script that writes JSON lines."""
+    place = place_here
+    program = place.folder / "simulate"
+    program.write_text(
+        '#!/bin/sh\ni=$1\nwhile [ $i -le $2 ]; do echo "{\\"n\\": $i, \\"x\\": [0.5, 2.5]}"; i=$((i+1)); done > "$3"\n'
+    )
+    program.chmod(0o755)
+    place.job(
+        inputs={"format": "generate", "events": 60},
+        payload={"command": ["./simulate", "{first}", "{last}", "{output}"]},
+        ranges={"events": 7},
+    )
+    done = place.run()
+    assert done.code == 0, done.text
+    with h5py.File(merged(place)[0]) as file:
+        assert file["n"][:].tolist() == list(range(1, 61))
+        assert file["event"][:].tolist() == list(range(60))
+
+
+def test_a_program_that_fails_costs_its_events(place_here: Place) -> None:
+    """Exit status and last words of a program are the evidence; the events of its range are tried one by one."""
+    place = place_here
+    program = place.folder / "simulate"
+    program.write_text(
+        "#!/bin/sh\ni=$1\nwhile [ $i -le $2 ]; do\n"
+        '[ $i = 13 ] && { echo "no thirteen" >&2; exit 3; }\n'
+        'echo "{\\"n\\": $i}"; i=$((i+1)); done > "$3"\n'
+    )
+    program.chmod(0o755)
+    place.job(
+        inputs={"format": "generate", "events": 40},
+        payload={"command": ["./simulate", "{first}", "{last}", "{output}"]},
+        ranges={"events": 10},
+    )
+    done = place.run()
+    assert done.code == 65, done.text
+    assert list(place.progress().quarantined) == [(12, 13)]
+    notes = place.notes("evidence")
+    assert {note["event"] for note in notes} == {12}
+    assert all("no thirteen" in note["text"] + note["stderr"] and "3" in note["text"] for note in notes), notes
+
+
+def test_many_final_files(place_here: Place) -> None:
+    """events_per_file: the same events in the same order, over several files."""
+    place = place_here
+    place.job(inputs={"format": "generate", "events": 250}, output={"merge": True, "events_per_file": 100})
+    done = place.run(ranks=3)
+    assert done.code == 0, done.text
+    events = []
+    for path in merged(place):
+        with h5py.File(path) as file:
+            events.append(file["event"][:].tolist())
+    assert [len(part) for part in events] == [100, 100, 50]
+    assert [event for part in events for event in part] == list(range(250))
+
+
+def test_status_says_what_the_journal_says(place_here: Place) -> None:
+    """`yoda status --json`: one document, whose parts add up."""
+    place = place_here
+    place.job(inputs={"format": "generate", "events": 300})
+    done = place.run(task="task")
+    assert done.code == 0, done.text
+    said = place.run("--json", command="status")
+    assert said.code == 0, said.text
+    status = json.loads(said.out)
+    assert status["version"] == 1 and status["complete"] is True
+    assert {k: status["events"][k] for k in ("total", "done", "quarantined", "in_flight", "pending")} == {
+        "total": 300, "done": 300, "quarantined": 0, "in_flight": 0, "pending": 0,
+    }  # fmt: skip
+    assert len(status["allocations"]) == 1
+    seconds = status["core_seconds"]
+    parts = [v for k, v in seconds.items() if k != "total"]
+    assert sum(parts) == pytest.approx(seconds["total"], rel=1e-6, abs=1e-3)
+
+
+def test_a_changed_job_or_a_foreign_directory_is_refused(place_here: Place) -> None:
+    """Exit 78, with what changed; nothing in the directory is touched. Under mpirun as without."""
+    place = place_here
+    place.job(inputs={"format": "generate", "events": 50})
+    assert place.run().code == 0
+    before = {p: p.stat().st_mtime_ns for p in Path(place.task().root).rglob("*") if p.is_file()}
+    place.job(inputs={"format": "generate", "events": 60}, seed=8)
+    for how in ({}, {"ranks": 2}):
+        done = place.run(**how)
+        assert done.code == 78, done.text
+        assert "seed" in done.err and "7" in done.err and "8" in done.err, done.text
+    place.job(inputs={"format": "generate", "events": 50}, task="other")
+    done = place.run()
+    assert done.code == 78 and "other" in done.err, done.text
+    (place.folder / "foreign").mkdir()
+    (place.folder / "foreign" / "thesis.tex").touch()
+    done = place.run(task="foreign")
+    assert done.code == 78 and "foreign" in done.err, done.text
+    assert {p: p.stat().st_mtime_ns for p in Path(place.task().root).rglob("*") if p.is_file()} == before
+
+
+def test_bad_jobs_are_refused_under_mpirun(place: Place) -> None:
+    """What `yoda run` refuses on its own it also refuses when all ranks find it: exit 78, one error, no hang."""
+    place.job(inputs={"format": "lhe", "files": ["missing.lhe"]})
+    done = place.run(ranks=3)
+    assert done.code == 78, done.text
+    assert done.err.count("missing.lhe") == 1, done.text
+    place.job_file.write_text("task: [")
+    done = place.run(ranks=3)
+    assert done.code == 78, done.text
+
+
+def test_a_single_rank_under_mpirun_says_what_is_missing(place: Place) -> None:
+    """Yoda alone can do nothing, and does not wait for ever."""
+    place.job(inputs={"format": "generate", "events": 50})
+    done = place.run(ranks=1)
+    assert done.code != 0, done.text
+    assert "only rank" in done.err, done.text
+
+
+def test_two_runs_at_once_on_one_task(place: Place, references: dict[str, str]) -> None:
+    """Both work on it, or one is refused; whatever, every event is there once and the bytes are the same."""
+    code, name, section = inputs("generate", place.folder)
+    place.job(slowly(code, name), name, inputs=section)
+    first, second = place.start(), place.start()
+    ends = [first.wait(), second.wait()]
+    assert all(done.code in (0, 75) for done in ends), ends[0].text + ends[1].text
+    if any(done.code == 75 for done in ends):
+        done = place.run()
+        assert done.code == 0, done.text
+    assert place.progress().done.total == 10_000
+    if "generate" in references:
+        assert place.sha256() == references["generate"]
