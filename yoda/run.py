@@ -213,7 +213,14 @@ def _cannot_begin(error: YodaError) -> int:
     takes that they all start MPI. If it does not, the trouble is this node's."""
     from mpi4py import MPI
 
-    time.sleep(ALONE)
+    from droid.transport import Transport
+
+    transport = Transport(MPI, MPI.COMM_WORLD)
+    until = time.monotonic() + ALONE
+    while time.monotonic() < until:
+        if 0 in transport.failed():  # a fault-tolerant Open MPI leaves us alive when rank 0 aborts
+            os._exit(error.exit_code)
+        time.sleep(0.05)
     code = report_error(error)
     MPI.COMM_WORLD.Abort(code)
     return code
