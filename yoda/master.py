@@ -32,7 +32,8 @@ SUSPENDED = 1.0  #: a loop that did not turn for so long was stopped, and could 
 PULSE = 10.0  #: seconds between signs of life in the journal
 LISTED = 8  #: slowest events and silent Droids named in one of them
 PROBE_FIRST, PROBE_LAST = 0.0001, 0.02  #: seconds between MPI probes: back-off while nothing comes
-PROBE_QUIET = 0.05  #: and once nothing has come for a second: each probe costs a tenth of a millisecond
+PROBE_QUIET = 0.05  #: and once nothing has come for QUIET seconds: each probe costs a tenth of a millisecond
+QUIET = 0.1
 STARTING = 120.0  #: seconds until a rank that has not said Hello is given up
 CLOSING = 60.0  #: seconds Droids have to seal and say Bye when everything is done
 
@@ -109,7 +110,7 @@ class MasterShell:
             last = now
             self._commit(now)
             heard = now if moved else heard
-            limit = PROBE_LAST if now - heard < 1.0 else PROBE_QUIET
+            limit = PROBE_LAST if now - heard < QUIET else PROBE_QUIET
             pause = PROBE_FIRST if moved or self.transport.sending else min(pause * 2, limit)
             if self._over(now):
                 break
