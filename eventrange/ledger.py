@@ -70,7 +70,7 @@ class Ledger:
         self.granted.setdefault(droid, IntervalSet()).add(start, stop)
 
     def copied(self, start: int, stop: int) -> bool:
-        return bool(self._copied.overlap(start, stop))
+        return bool(self._copied) and bool(self._copied.overlap(start, stop))
 
     def grant_retry(self, droid: int, event: int) -> int:
         """Grant a failed event again; returns how many attempts it has had."""
@@ -86,15 +86,12 @@ class Ledger:
         believed lost.
         """
         held = self.granted.get(droid)
-        mine = held is not None and held.covers(start, stop)
-        if held is not None:
-            own = held.overlap(start, stop)
+        if held is not None and held.covers(start, stop) and not self.copied(start, stop):
             held.remove(start, stop)
-        if mine and not self.copied(start, stop):
             self.in_flight -= stop - start
             news = [(start, stop)]
         else:
-            flying = IntervalSet(own if held is not None else ())
+            flying = IntervalSet()
             for other in self.granted.values():
                 for a, b in other.overlap(start, stop):
                     flying.add(a, b)
