@@ -289,7 +289,12 @@ class World:
         for fault in self.draw_faults(work, count) if faults else []:
             self.after(fault.at, None, lambda fault=fault: self.strike(fault))
         begun, self.slept = self.now, 0.0
-        bound = 600 + 30 * work + 20 * plan.max_attempts * len(plan.poison) * (plan.timeout or 60.0) / count
+        # Faults may leave the work to one worker of one slow Droid.
+        bound = (
+            600
+            + max(30 * work, 4 * sum(plan.seconds))
+            + 20 * plan.max_attempts * len(plan.poison) * (plan.timeout or 60.0) / count
+        )
         bound += 60 * max(plan.seconds)
         if any(n.bad for n in natures):
             bound *= 3
