@@ -179,7 +179,8 @@ class Crew:
             self._exited(message)
 
     def _receive(self, index: int, everything: bool = False) -> None:
-        """Take what worker `index` sent, one read or everything. Its end of file is explained by the zygote's `exit`."""
+        """Take what worker `index` sent, one read or everything. Its end of file is explained by the zygote's
+        `exit`."""
         peer = self._peers[index]
         while peer.open:
             try:

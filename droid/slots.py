@@ -1,8 +1,8 @@
 """Shared memory between a Droid and its workers: one slot per worker.
 
-A worker writes, before each event, which event it is on and since when; the Droid reads it whenever it wants, also after the
-worker was shot. In the other direction there is one flag: finish the event at hand and come back. Nothing here needs a
-lock: each field has one writer, and a reading that is one event old is as good.
+A worker writes, before each event, which event it is on and since when; the Droid reads it whenever it wants, also
+after the worker was shot. In the other direction there is one flag: finish the event at hand and come back. Nothing
+here needs a lock: each field has one writer, and a reading that is one event old is as good.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ TAG = 1
 
 
 class Transport:
-    """All ranks of a communicator as mailboxes. `mpi` is the module mpi4py.MPI, imported by the shell when it may be."""
+    """All ranks of a communicator as mailboxes. `mpi` is the module mpi4py.MPI, imported by the shell when it may
+    be."""
 
     def __init__(self, mpi: Any, comm: Any) -> None:
         self._mpi, self.comm = mpi, comm

@@ -1,9 +1,9 @@
 """What travels between a Droid and a worker: frames `length 4 | type 1 | payload` on a stream socket.
 
 To the worker: 'R' ranges (messages.RANGE rows), 'S' the task's schema, 'Q' end.
-To the Droid: 'I' ready, with what start-up took; 'X' cannot start, with the reason; 'B' a batch of results: the length of three parts,
-then RECORD rows in the order of work, the evidence and event times (MessagePack), and all images one after another in the
-order of the DONE rows that have one.
+To the Droid: 'I' ready, with what start-up took; 'X' cannot start, with the reason; 'B' a batch of results: the length
+of three parts, then RECORD rows in the order of work, the evidence and event times (MessagePack), and all images one
+after another in the order of the DONE rows that have one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _PARTS = struct.Struct("<II")
 
 
 class Extra(msgspec.Struct, array_like=True):
-    """The small part of a batch: evidence of failures, event times (bin -> events), the schema of the images, times idle."""
+    """The small part of a batch: evidence of failures, event times (bin -> events), the schema of the images, times
+    idle."""
 
     evidence: list[Evidence] = []
     times: dict[int, int] = {}

@@ -1,7 +1,7 @@
 """The loop in one worker process: ranges in, images out.
 
-A worker knows no MPI, opens no files but its inputs, and keeps no results: what it has finished is sent at the latest when
-it has nothing more to do, and otherwise every few milliseconds, so a batch of tiny ranges costs one message.
+A worker knows no MPI, opens no files but its inputs, and keeps no results: what it has finished is sent at the latest
+when it has nothing more to do, and otherwise every few milliseconds, so a batch of tiny ranges costs one message.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ class WorkerLoop:
     # -- work --------------------------------------------------------------------------------------------------------
 
     def process(self, work: Range) -> None:
-        """Process one range: DONE rows for what went well, FAILED rows for single events, RETURNED for what was cut off.
+        """Process one range: DONE rows for what went well, FAILED rows for single events, RETURNED for what was cut
+        off.
 
         Together the rows cover the range exactly once, in order.
         """
@@ -189,7 +190,8 @@ class WorkerLoop:
         self._done(start, made, attempt, begun)
 
     def _done(self, start: int, made: list[dict[str, Any]], attempt: int, begun: tuple[float, float, float]) -> None:
-        """Rows and image for events [start, start + len(made)); an event whose fields are wrong becomes a FAILED row."""
+        """Rows and image for events [start, start + len(made)); an event whose fields are wrong becomes a FAILED
+        row."""
         if not made:
             return
         work = (start, start + len(made), attempt)

@@ -1,14 +1,14 @@
 """The warm process that workers are forked from, and the guardian that replaces it.
 
-Both are started before MPI (L11): a fork of a process that has MPI, its threads and its registered memory is undefined. The
-zygote imports the payload and runs its one-time `setup()`, so that what took seconds and hundreds of megabytes is paid once
-per node and shared copy-on-write. The guardian does nothing but wait: if the zygote dies, it forks a new one, which the Droid,
-being an MPI process, could not do itself.
+Both are started before MPI (L11): a fork of a process that has MPI, its threads and its registered memory is undefined.
+The zygote imports the payload and runs its one-time `setup()`, so that what took seconds and hundreds of megabytes is
+paid once per node and shared copy-on-write. The guardian does nothing but wait: if the zygote dies, it forks a new one,
+which the Droid, being an MPI process, could not do itself.
 
-    Droid -- socketpair --> guardian (holds it open) --> zygote (uses it) --> workers (one socketpair each, passed as fd)
+    Droid -- socketpair --> guardian (holds it open) --> zygote (uses it) --> workers (one socketpair each)
 
-Messages on the control socket are MessagePack maps, one per packet. Droid -> zygote: task, spawn (with a file descriptor), kill, end.
-Zygote -> Droid: ready, failed, spawned, exit.
+Messages on the control socket are MessagePack maps, one per packet. Droid -> zygote: task, spawn (with a file
+descriptor), kill, end. Zygote -> Droid: ready, failed, spawned, exit.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from eventrange.errors import BAD_CONFIG
 _PACKET = 1 << 16
 RESTARTS = 3  #: a zygote that dies this often in a row before it is ready is not started again
 _PR_SET_PDEATHSIG = 1
-#: A worker gets SIGKILL for what its Droid gets SIGTERM for: signals of the batch system reach all processes of a step, and it is
-#: the Droid who decides what they mean for the event at hand.
+#: A worker gets SIGKILL for what its Droid gets SIGTERM for: signals of the batch system reach all processes of a step,
+#: and it is the Droid who decides what they mean for the event at hand.
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP)
 
 
@@ -155,7 +155,8 @@ class Zygote:
         sys.stdout.flush()
         sys.stderr.flush()
         self.ready[0] = 1
-        self.tell(ready=time.monotonic() - begun, pid=os.getpid(), jagged=sorted(self.payload.jagged), versions=versions())
+        jagged = sorted(self.payload.jagged)
+        self.tell(ready=time.monotonic() - begun, pid=os.getpid(), jagged=jagged, versions=versions())
         return self._loop()
 
     def _loop(self) -> int:

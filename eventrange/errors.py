@@ -1,7 +1,8 @@
 """Every error a user can see: what happened, where, what to do, and the exit code.
 
 The list lives on the ground floor because every room raises from it and imports only go down. Each class is one
-message: `what` and `todo` are templates filled from the keyword arguments, so tables for people are made from the classes.
+message: `what` and `todo` are templates filled from the keyword arguments, so tables for people are made from the
+classes.
 
 Exit codes (binding for scripts): 0 complete; 65 bad data or quarantined events; 73 output cannot be written;
 75 stopped with work left, run again; 78 configuration; 1 a bug.
@@ -122,7 +123,10 @@ class FieldsChanged(YodaError):
 
     exit_code = BAD_DATA
     what = "event {event}: field {field!r} is {found}, but should be {expected} as in the other events of the task"
-    todo = "make the payload return the same fields, dtypes and numbers of axes for every event; only the first axis may vary"
+    todo = (
+        "make the payload return the same fields, dtypes and numbers of axes for every event; "
+        "only the first axis may vary"
+    )
 
 
 class ImageTooBig(YodaError):

@@ -1,7 +1,7 @@
 """Sorted sets of disjoint half-open intervals of the axis.
 
-Two forms. `IntervalSet` changes one interval at a time: two sorted Python lists and bisect, so that an operation costs a
-binary search and a short memmove, a microsecond or two up to some hundred thousand holes. The functions work on
+Two forms. `IntervalSet` changes one interval at a time: two sorted Python lists and bisect, so that an operation costs
+a binary search and a short memmove, a microsecond or two up to some hundred thousand holes. The functions work on
 whole numpy arrays at once: they fold millions of journal records on resume.
 """
 
@@ -38,7 +38,8 @@ def union(starts: Array, stops: Array) -> tuple[Array, Array]:
 
 
 class IntervalSet:
-    """A mutable set of positions, kept as sorted, disjoint, non-touching intervals. `len` counts intervals; `total` positions."""
+    """A mutable set of positions, kept as sorted, disjoint, non-touching intervals. `len` counts intervals; `total`
+    positions."""
 
     __slots__ = ("starts", "stops", "total")
 

@@ -1,7 +1,7 @@
 """What is known of every event: pending, granted, done, failed, quarantined. Pure.
 
-Done is what is left: the ledger keeps sets only of what is *not* done, so its size follows the holes and the Droids at work,
-not the events (L12), and the common operation (a Droid reports what it was granted) touches one small set.
+Done is what is left: the ledger keeps sets only of what is *not* done, so its size follows the holes and the Droids at
+work, not the events (L12), and the common operation (a Droid reports what it was granted) touches one small set.
 
     pending --grant--> granted[droid] --done--> (gone)
        ^                  |  |
@@ -116,7 +116,8 @@ class Ledger:
         return [droid for droid, held in self.granted.items() if held.overlap(start, stop)]
 
     def fail(self, droid: int, event: int) -> int:
-        """An attempt at `event` failed on `droid`; returns how many have failed now. 0: the ledger did not wait for it."""
+        """An attempt at `event` failed on `droid`; returns how many have failed now. 0: the ledger did not wait for
+        it."""
         held = self.granted.get(droid)
         if held is None or not held.remove(event, event + 1):
             return 0
@@ -206,9 +207,11 @@ class Ledger:
     def reopen(self, start: int, stop: int) -> None:
         """What is done of [start, stop) was not done as it should: it is pending."""
         known = IntervalSet([*self.pending, *self.elsewhere, *self.quarantined])
-        for pairs in (*self.granted.values(), ((event, event + 1) for event in self.retries)):
-            for a, b in pairs:
+        for held in self.granted.values():
+            for a, b in held:
                 known.add(a, b)
+        for event in self.retries:
+            known.add(event, event + 1)
         for a, b in known.gaps(start, stop):
             self.pending.add(a, b)
 
@@ -219,7 +222,8 @@ class Ledger:
             self.quarantined.add(a, b)
 
     def _held_elsewhere(self, start: int, stop: int) -> IntervalSet:
-        """What of [start, stop) anybody still holds; what only one does is no copy any more, and may be copied again."""
+        """What of [start, stop) anybody still holds; what only one does is no copy any more, and may be copied
+        again."""
         once, twice = IntervalSet(), IntervalSet()
         for held in self.granted.values():
             for a, b in held.overlap(start, stop):

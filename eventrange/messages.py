@@ -1,8 +1,8 @@
 """Every message between Yoda and Droid, and between Droid and worker.
 
-MPI carries msgspec structs in MessagePack, tagged by their name; hot content (ranges, records) inside them is the raw bytes of a
-numpy array, so that a message of a thousand ranges costs what a message of one costs. A worker's socket carries frames
-`length 4 | type 1 | payload`, since what travels there is mostly images.
+MPI carries msgspec structs in MessagePack, tagged by their name; hot content (ranges, records) inside them is the raw
+bytes of a numpy array, so that a message of a thousand ranges costs what a message of one costs. A worker's socket
+carries frames `length 4 | type 1 | payload`, since what travels there is mostly images.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ class Evidence(msgspec.Struct, frozen=True, array_like=True):
 class Report(Message, frozen=True, tag=2, array_like=True):
     """Droid -> Yoda: what became durable, what failed, what comes back, and how many more events are wanted.
 
-    `records` holds RECORD rows of kinds DONE, FAILED and RETURNED; images of DONE rows are fsynced. `want` and `backlog` count
-    events. `running` is the event each worker is on and for how many seconds, oldest first (at most 16). `times` is the histogram
-    of event times (times.py) since the last report, `notes` go into the journal as they are.
+    `records` holds RECORD rows of kinds DONE, FAILED and RETURNED; images of DONE rows are fsynced. `want` and
+    `backlog` count events. `running` is the event each worker is on and for how many seconds, oldest first (at most
+    16). `times` is the histogram of event times (times.py) since the last report, `notes` go into the journal as they
+    are.
     """
 
     records: bytes
@@ -72,14 +73,14 @@ class Report(Message, frozen=True, tag=2, array_like=True):
     busy: int
     seconds_per_event: float
     running: list[tuple[int, float]]
-    times: dict[int, int] = {}  # noqa: RUF012  msgspec copies defaults
+    times: dict[int, int] = {}
     schema: str = ""
-    notes: list[dict[str, Any]] = []  # noqa: RUF012
+    notes: list[dict[str, Any]] = []
 
 
 class Sick(Message, frozen=True, tag=3, array_like=True):
-    """Droid -> Yoda: I can do no work here, and why; all my grants come back. `exit_code` is what the run should end with
-    if no Droid is left."""
+    """Droid -> Yoda: I can do no work here, and why; all my grants come back. `exit_code` is what the run should end
+    with if no Droid is left."""
 
     reason: str
     exit_code: int
@@ -141,7 +142,8 @@ class Drain(Message, frozen=True, tag=19, array_like=True):
 
 
 class Stop(Message, frozen=True, tag=20, array_like=True):
-    """Yoda -> Droid: the run is over and everything is durable; end. `together`: all ranks are there for MPI_Finalize."""
+    """Yoda -> Droid: the run is over and everything is durable; end. `together`: all ranks are there for
+    MPI_Finalize."""
 
     reason: str
     together: bool = True

@@ -12,7 +12,10 @@ from slurm.environment import unix_time
 from slurm.site import SlurmSite, seconds
 
 # what Slurm says when it is not the job that is wrong
-_NOT_THE_JOB = ("Unable to contact", "timed out", "not responding", "Socket", "Connection refused", "no answer", "configuration source")
+_NOT_THE_JOB = (
+    *("Unable to contact", "timed out", "not responding", "Socket"),
+    *("Connection refused", "no answer", "configuration source"),
+)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from eventrange.errors import BAD_DATA, OK, YodaError
 from eventrange.taskdir import TaskDir
 from yoda.storage_commands import add_stageout, add_wait, site_of
 
-
 WATCH_SECONDS = 2.0
 
 
@@ -52,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="how far a task is, and where its core-seconds went")
     status.add_argument("task")
     status.add_argument("--json", action="store_true")
-    status.add_argument("--watch", action="store_true", help="show it again every two seconds until the task is complete")
+    status.add_argument("--watch", action="store_true", help="show it every two seconds until the task is complete")
     status.add_argument("--cores", action="store_true", help="core time by allocation and by node")
     status.set_defaults(command=_status)
 
@@ -95,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     rehearse = commands.add_parser("rehearse", help="run, preempt, resume on this machine, and say what it cost")
     _job(rehearse)
     rehearse.add_argument("--preempt-after", type=_duration, required=True, metavar="TIME", help="such as 20s")
-    rehearse.add_argument("--grace", type=_duration, default=0.0, metavar="TIME", help="from warning to kill; default 0")
+    rehearse.add_argument("--grace", type=_duration, default=0.0, metavar="TIME", help="warning to kill; default 0")
     rehearse.add_argument("--times", type=int, help="preempt so often, then let it finish; default always")
     rehearse.add_argument("--droids", type=int)
     rehearse.add_argument("--workers", type=int)
@@ -111,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     submit = commands.add_parser("submit", help="have Slurm run a task; the task is checked here and now")
     _job(submit)
     submit.add_argument("--workers", type=int, help="workers per Droid; default one per core")
-    submit.add_argument("--allocations", type=_at_least_one, default=1, metavar="N", help="submit N jobs on the one task")
+    submit.add_argument("--allocations", type=_at_least_one, default=1, metavar="N", help="submit N jobs on one task")
     submit.add_argument("--fit", action="store_true", help="ask for nodes and time that fit into what is idle now")
     submit.add_argument("--dry-run", action="store_true", help="show script, cost and forecast; submit nothing")
     submit.set_defaults(command=_submit)

@@ -66,7 +66,8 @@ def _gone(shell: MasterShell, seconds: float) -> bool:
 
 
 def _is_droid(pid: int) -> bool:
-    """Whether process `pid` is alive and runs the same program as we do: a process id alone may be somebody else's by now."""
+    """Whether process `pid` is alive and runs the same program as we do: a process id alone may be somebody else's by
+    now."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as theirs, open("/proc/self/cmdline", "rb") as ours:
             return theirs.read() == ours.read()

@@ -1,8 +1,8 @@
 """Shell of Yoda: MPI, journal and signals around dispatcher.py.
 
-One loop, one thread (and the Syncer's). Grants go out at once; what Droids report is gathered and made durable together,
-one fsync for all that came within the commit interval (L1). The `end` note is the last thing written, and the only
-sign that a run ended as it should.
+One loop, one thread (and the Syncer's). Grants go out at once; what Droids report is gathered and made durable
+together, one fsync for all that came within the commit interval (L1). The `end` note is the last thing written, and the
+only sign that a run ended as it should.
 """
 
 from __future__ import annotations
@@ -269,9 +269,10 @@ class MasterShell:
             self.info.say(f"{len(v['parts'])} parts of the axis are given to allocations that have nothing to do")
         elif note.name == "breaker":
             more = "; it stays off until somebody says `yoda stageout --reset`" if v.get("alert") else ""
-            self.info.say(f"storage {str(v['key']).partition(':')[2]} is {v['after']} for Droid {v['by']}: {v['reason']}{more}")
+            name = str(v["key"]).partition(":")[2]
+            self.info.say(f"storage {name} is {v['after']} for Droid {v['by']}: {v['reason']}{more}")
         elif note.name == "blocked":
-            self.info.say(f"Droid {v['by']}: {v['waiting']} segments wait for storage, none is well; processing goes on")
+            self.info.say(f"Droid {v['by']}: {v['waiting']} segments wait: no storage is well; processing goes on")
         elif note.name == "evidence":
             self._failures += 1
             if self._failures <= FAILURES_SAID:

@@ -22,9 +22,9 @@ from yoda.task import Frozen, open_task
 if TYPE_CHECKING:
     from eventrange.axis import Axis
     from eventrange.journal import JournalWriter
+    from yoda.beside import Beside
     from yoda.keeper import Presence
     from yoda.master import MasterShell
-    from yoda.beside import Beside
     from yoda.run import Request, Setting
 
 
@@ -157,8 +157,8 @@ def _yoda(
     from droid.transport import Transport, sharing
     from eventrange.journal import JournalWriter
     from slurm.environment import EndTime
-    from yoda.doctor import at_start
     from yoda.dispatcher import Dispatcher, Settings
+    from yoda.doctor import at_start
     from yoda.keeper import Keeper
     from yoda.leases import Leases, divide
     from yoda.master import MasterShell, Run, task_message

@@ -28,7 +28,9 @@ class Plan:
     times: int | None = None  #: preempt so often, then let it finish; None: always
 
 
-def rehearse(command: list[str], taskdir: TaskDir, plan: Plan, say: Callable[[str], None]) -> tuple[int, dict[str, Any]]:
+def rehearse(
+    command: list[str], taskdir: TaskDir, plan: Plan, say: Callable[[str], None]
+) -> tuple[int, dict[str, Any]]:
     """Run `command`, a `yoda run`, until it is done; returns (exit code, what it cost)."""
     preempted = 0
     while True:
@@ -127,8 +129,8 @@ def render(found: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{found['task']}: {state} after {found['preemptions']} preemptions in {found['allocations']} allocations",
-            f"events     {events['done']} of {events['total']} done, {events['quarantined']} quarantined, {missing} missing; "
-            f"{found['durable_twice']} made durable twice",
+            f"events     {events['done']} of {events['total']} done, {events['quarantined']} quarantined, "
+            f"{missing} missing; {found['durable_twice']} made durable twice",
             f"cores      {seconds['total']:.1f} core-seconds, {seconds['productive']:.1f} productive, "
             f"{seconds['lost_in_flight']:.1f} lost in flight ({100 * found['lost_share']:.1f} %), "
             f"{seconds['startup']:.1f} starting",

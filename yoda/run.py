@@ -1,7 +1,7 @@
 """`yoda run`: this rank's part of an allocation, or, without a launcher, starting one.
 
-Order matters and is the point of this module (L11): read the configuration, start the zygote, and only then import MPI. While MPI
-starts, the zygote already loads the payload.
+Order matters and is the point of this module (L11): read the configuration, start the zygote, and only then import MPI.
+While MPI starts, the zygote already loads the payload.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def droid_rank(setting: Setting, begun: float) -> int:
 
 
 def start_uploads(setting: Setting) -> Any:
-    """The Droid's end of stage-out (droid.stageout.Uploads) if the site has endpoints; its process is started here, before
-    MPI, and after the zygote, which must not hold its pipes."""
+    """The Droid's end of stage-out (droid.stageout.Uploads) if the site has endpoints; its process is started here,
+    before MPI, and after the zygote, which must not hold its pipes."""
     if not setting.site.stageout:
         return None
     from droid.stageout import Uploads
@@ -209,8 +209,8 @@ def finalize(mpi: Any, transport: Any, together: bool) -> None:
 
 
 def _cannot_begin(error: YodaError) -> int:
-    """A rank that cannot read job or site. Rank 0 most likely cannot either: it says so, once, and ends all ranks, which
-    takes that they all start MPI. If it does not, the trouble is this node's."""
+    """A rank that cannot read job or site. Rank 0 most likely cannot either: it says so, once, and ends all ranks,
+    which takes that they all start MPI. If it does not, the trouble is this node's."""
     from mpi4py import MPI
 
     from droid.transport import Transport
@@ -255,9 +255,10 @@ def _load(python: str | None, command: Sequence[str] | None, options: dict[str, 
 
 
 def launch(setting: Setting, environ: Mapping[str, str]) -> int:
-    """Start our own mpiexec, with N Droids on this machine or one per node of a batch allocation, and see it through."""
-    from yoda.progress import shown
+    """Start our own mpiexec, with N Droids on this machine or one per node of a batch allocation, and see it
+    through."""
     from yoda.placing import allocation_launcher, nodes_here
+    from yoda.progress import shown
     from yoda.rank0 import after, finished, prepare
 
     request, site = setting.request, setting.site
@@ -348,9 +349,9 @@ def _end_with(parent: int) -> Callable[[], None]:
 def launcher(template: str | None, ranks: int, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """(command, environment to add) that starts `ranks` processes.
 
-    By default the mpiexec of this Python environment, or of the PATH. An Open MPI is asked for fault tolerance (ULFM), so
-    that the loss of one Droid does not end the job, and to allow more ranks than cores: Yoda sleeps nearly always. All ranks
-    are on this machine, so Open MPI 5 is spared the search for networks, which takes it a second.
+    By default the mpiexec of this Python environment, or of the PATH. An Open MPI is asked for fault tolerance (ULFM),
+    so that the loss of one Droid does not end the job, and to allow more ranks than cores: Yoda sleeps nearly always.
+    All ranks are on this machine, so Open MPI 5 is spared the search for networks, which takes it a second.
     """
     if template is not None:
         return shlex.split(template.format(ranks=ranks, nodes=1)), {}

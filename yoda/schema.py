@@ -61,7 +61,7 @@ class Ranges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How events are cut into ranges and when one is given up. None: decided while running, from measured times."""
 
     events: Annotated[_Count | None, Meta(examples=["auto", 100], extra=_AUTO)] = None  # fixed size of a range
-    seconds: Annotated[_Span, Meta(examples=[1])] = 1.0  # work aimed at per range where events is auto
+    seconds: Annotated[_Span, Meta(examples=[0.5])] = 0.5  # work aimed at per range where events is auto
     max_attempts: Annotated[_Count, Meta(examples=[3])] = 3  # of one event, before it is quarantined
     timeout: Annotated[_Span | None, Meta(examples=["auto", "10min"], extra=_AUTO)] = None  # of one event
 
@@ -117,7 +117,7 @@ class Segments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Group commit: one fsync for all that gathered in so many seconds or bytes, whichever comes first."""
 
-    seconds: Annotated[_Span, Meta(examples=["0.5s"])] = 0.5
+    seconds: Annotated[_Span, Meta(examples=["0.25s"])] = 0.25
     bytes: Annotated[_Bytes, Meta(examples=["64MiB"])] = 64 * MiB
 
 

@@ -110,7 +110,8 @@ def render(found: dict[str, Any]) -> str:
     """The findings for people."""
     events, journals, images = found["events"], found["journals"], found["images"]
     lines = [
-        f"task      {found['task']}: {events['done']} of {events['total']} events done, {events['quarantined']} quarantined",
+        f"task      {found['task']}: {events['done']} of {events['total']} events done, "
+        f"{events['quarantined']} quarantined",
         f"journals  {journals['read']} read, {journals['records']} records, {len(journals['damaged'])} damaged",
     ]
     lines += [f"          {name}: {what}" for name, what in journals["damaged"].items()]
