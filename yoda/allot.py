@@ -33,7 +33,8 @@ class Allotment:
         """Contiguous pieces from the Droid's cursor on: not more than it wants besides the `got` events it gets
         already, and at most its fair share, among all `workers`, of half of what is pending."""
         pending, size = self.ledger.pending, self.size
-        fair = math.ceil(pending.total * droid.workers / (2 * max(1, workers)))
+        # The other half keeps what is left divisible at the end; with one Droid there is nobody to divide with.
+        fair = pending.total if workers <= droid.workers else math.ceil(pending.total * droid.workers / (2 * workers))
         count = min(droid.want - got, max(1, fair))
         ranges: list[Range] = []
         while count > 0 and pending and len(ranges) < GRANT_RANGES:
