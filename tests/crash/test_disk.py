@@ -16,14 +16,14 @@ import runs
 from runs import Place
 
 #: Every event is 20 kB of noise, which no compression makes smaller.
-NOISE = '''
+NOISE = """
 import time
 import numpy as np
 
 def noise(event, random):
     time.sleep(0.005)
     return {"x": random.bytes(20_000) and random.integers(0, 2**63, 2500)}
-'''
+"""
 EVENTS = 400
 
 

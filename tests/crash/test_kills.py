@@ -5,10 +5,8 @@ Every test ends with `Running.wait`, which fails if any process of the run is st
 
 from __future__ import annotations
 
-import os
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -85,7 +83,7 @@ def test_a_killed_worker_or_zygote_is_replaced(place_here: Place, role: str) -> 
 
 
 def test_a_droid_without_guardian_stops_and_the_other_finishes(place_here: Place) -> None:
-    """With guardian and zygote gone nothing can be forked: that Droid gives all back, is named, and the run completes."""
+    """With guardian and zygote gone nothing can be forked: that Droid gives all back, and the run completes."""
     place = place_here
     job(place)
     run = place.start("--droids", "2")
@@ -309,12 +307,15 @@ def test_a_signal_to_every_process_at_once_drains(place: Place) -> None:
     drained(place, run.wait())
 
 
-ENDLESS = STEADY + """
+ENDLESS = (
+    STEADY
+    + """
 def endless(event, random):
     if event >= 100:
         time.sleep(3600)
     return steady(event, random)
 """
+)
 
 
 def test_a_second_interrupt_ends_at_once(place: Place) -> None:

@@ -38,7 +38,9 @@ from eventrange.taskdir import TaskDir
 ENTRY = os.path.abspath(eventrange.entry.__file__)
 REPOSITORY = Path(__file__).parents[2]
 MARK = "YODA_TEST_MARK"
-PATIENCE = float(os.environ.get("YODA_TEST_PATIENCE", "120"))  #: seconds after which a run that should have ended is a failure
+PATIENCE = float(
+    os.environ.get("YODA_TEST_PATIENCE", "120")
+)  #: seconds after which a run that should have ended is a failure
 
 # -- MPI ---------------------------------------------------------------------------------------------------------------
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
 import random
-import re
-import shutil
-import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -52,7 +47,9 @@ def references() -> dict[str, str]:
 
 def slowly(code: str, name: str) -> str:
     """The same payload, a little slower, so that a run can be hit while it is at work."""
-    return code.replace(f"def {name}(event, random):", f"def {name}(event, random):\n    import time; time.sleep(0.0004)")
+    return code.replace(
+        f"def {name}(event, random):", f"def {name}(event, random):\n    import time; time.sleep(0.0004)"
+    )
 
 
 @pytest.mark.parametrize("what", ["generate", "lhe"])
