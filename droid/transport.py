@@ -7,6 +7,7 @@ are immediate and kept until MPI has taken them.
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 TAG = 1
@@ -62,6 +63,20 @@ class Transport:
         news = self.gone - self._told  # a probe or a send may have been the first to notice
         self._told |= news
         return news
+
+    def meet(self, seconds: float) -> bool:
+        """Whether all ranks call this within `seconds`. Only then is MPI_Finalize safe: it waits for all."""
+        until = time.monotonic() + seconds
+        try:
+            request = self.comm.Ibarrier()
+        except self._mpi.Exception:
+            return False
+        while not self._tested(request):
+            if time.monotonic() > until or self.failed():
+                return False
+            time.sleep(0.002)
+        self._look()
+        return not self.gone
 
     def _tested(self, request: Any) -> bool:
         try:

@@ -12,14 +12,14 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from yoda.master import MasterShell
 
-FINALIZE = 20.0  #: seconds MPI_Finalize may take before some rank is believed stuck in it, or stopped
+MEET = 10.0  #: seconds all ranks have to come to the end before one is believed stuck, or stopped
+FINALIZE = 60  #: seconds MPI_Finalize may take
 LEAVE = 5.0  #: seconds ranks have to leave on their own
 
 
@@ -31,25 +31,20 @@ def leave(mpi: Any, shell: MasterShell | None, code: int, environ: Mapping[str, 
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if shell is not None and shell.together:
-        shell.stop(together=True)
-        watchdog = threading.Timer(FINALIZE, _abandon, (shell, code))
-        watchdog.daemon = True
-        watchdog.start()
-        mpi.Finalize()
-        watchdog.cancel()
-        return
-    if shell is not None and environ.get("OMPI_MCA_mpi_ft_enable") in ("1", "true"):
-        shell.stop(together=False)
-        if _gone(shell, LEAVE) and code_counts and code == 0:
+    fault_tolerant = environ.get("OMPI_MCA_mpi_ft_enable") in ("1", "true")
+    if shell is not None:
+        together = shell.together
+        if together or fault_tolerant:  # elsewhere a rank that leaves ends the job, and with it our exit code
+            shell.stop(together)
+        if together and shell.transport.meet(MEET):
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(FINALIZE)  # MPI_Finalize lets no Python run, so only the kernel can end one that does not end
+            mpi.Finalize()
+            signal.alarm(0)
+            return
+        if fault_tolerant and _gone(shell, 0.0 if together else LEAVE) and code_counts and code == 0:
             os._exit(0)
     mpi.COMM_WORLD.Abort(code if code or code_counts else 1)
-
-
-def _abandon(shell: MasterShell, code: int) -> None:
-    """A rank did not come to MPI_Finalize: end without."""
-    _gone(shell, 0.0)
-    os._exit(code)
 
 
 def _gone(shell: MasterShell, seconds: float) -> bool:

@@ -27,6 +27,7 @@ from yoda.config import Job, Site, default_task_dir, load_job, load_site
 EXIT_FILE = "YODA_EXIT_FILE"
 HURRY = 2.0  #: seconds a launcher may take to end its ranks when the user interrupts twice
 ALONE = 15.0  #: seconds after which an error that all ranks should see is this rank's alone
+MEET = 60.0  #: seconds a Droid waits for the others before MPI_Finalize
 LATE = 30  #: seconds a launcher may take to end after rank 0 has
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT, signal.SIGHUP)
 #: One thread per worker: there is a worker per core already.
@@ -110,14 +111,13 @@ def run(request: Request, environ: Mapping[str, str] = os.environ) -> int:
 def droid_rank(setting: Setting, begun: float) -> int:
     """Rank 1 and up: zygote first, then MPI, then the Droid until Yoda says Stop."""
     from droid import zygote
+    from droid.scratch import make as make_scratch
     from droid.slots import Slots
 
     job, site = setting.job, setting.site
     cores = len(os.sched_getaffinity(0))
     slots = Slots(setting.request.workers or site.workers or cores)
-    scratch = tempfile.mkdtemp(
-        prefix="yoda-", dir=site.scratch if site.scratch and os.path.isdir(site.scratch) else None
-    )
+    scratch = make_scratch(site.scratch)
     try:
         blueprint = zygote.Blueprint(
             load=lambda: load_payload(job),
@@ -201,7 +201,7 @@ def _not_alone(mpi: Any) -> None:
 
 def finalize(mpi: Any, transport: Any, together: bool) -> None:
     """End MPI in good order where all ranks do; otherwise leave without it, since Finalize would wait for the dead."""
-    if transport.gone or not together:
+    if transport.gone or not together or not transport.meet(MEET):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -225,6 +225,48 @@ def test_a_stopped_droid_that_wakes_up_works_on(place: Place) -> None:
     assert done.seconds < 100
 
 
+STOP_AT_THE_END = """
+import os, signal, threading, time
+if int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0"))) == 1:
+    def stop_once_merged(path=os.path.join(os.path.dirname(__file__), "task", "merged", "merge.json")):
+        while not os.path.exists(path):
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if "run" in open("/proc/self/cmdline").read().split("\\0"):
+        threading.Thread(target=stop_once_merged, daemon=True).start()
+"""
+
+
+def test_a_droid_stopped_when_all_is_done_does_not_hold_up_the_end(place: Place) -> None:
+    """MPI_Finalize waits for all ranks: not for ever."""
+    job(place, events=100)
+    (place.folder / "sitecustomize.py").write_text(STOP_AT_THE_END)
+    done = place.run("--droids", "2", env={"PYTHONPATH": str(place.folder)})
+    assert done.code == 0, done.text
+    sound(place, 100)
+
+
+def test_the_scratch_of_a_killed_droid_is_removed_by_the_next(place_here: Place) -> None:
+    """A killed Droid cannot tidy up; what a living one has stays."""
+    place = place_here
+    scratch = place.folder / "scratch"
+    scratch.mkdir()
+    place.site(scratch=str(scratch))
+    (scratch / "yoda-droid-elsewhere-4242-abc").mkdir()
+    job(place)
+    run = place.start()
+    under_way(place, run)
+    run.kill_everything()
+    left_over = {path.name for path in scratch.iterdir()}
+    assert len(left_over) == 2
+    run = place.start()
+    under_way(place, run, place.done() + 20)
+    now = {path.name for path in scratch.iterdir()}
+    assert len(now) == 2 and len(now & left_over) == 1 and "yoda-droid-elsewhere-4242-abc" in now
+    assert run.wait().code == 0
+    assert {path.name for path in scratch.iterdir()} == {"yoda-droid-elsewhere-4242-abc"}
+
+
 def test_everything_stopped_for_a_while_is_no_hang(place: Place) -> None:
     """A suspended job: neither the Droids' silence nor the events' time limit counts while nobody ran."""
     place.site(silent="4s")
