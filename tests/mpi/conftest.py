@@ -9,7 +9,7 @@ import pytest
 import runs
 
 
-@pytest.fixture(scope="session", params=["openmpi", "mpich"])
+@pytest.fixture(scope="session", params=["openmpi", pytest.param("mpich", marks=pytest.mark.slow)])
 def mpi(request: pytest.FixtureRequest) -> runs.Mpi:
     """Each MPI in turn; one that cannot be had is skipped, and says why."""
     try:

@@ -1,0 +1,24 @@
+"""What a person waits for, and what continuous integration runs besides.
+
+Tests marked `slow` repeat, on another MPI or another server or for longer, what a quicker test has shown. They run where CI is set
+in the environment, or with `--slow`; elsewhere they are left out, so that the suite takes minutes.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that are marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow") or os.environ.get("CI"):
+        return
+    slow = [item for item in items if "slow" in item.keywords]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if "slow" not in item.keywords]
