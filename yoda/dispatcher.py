@@ -334,7 +334,7 @@ class Dispatcher:
             for rank in list(retry.droids):
                 out += self._verdict(now, rank, False)
         if attempts >= self.settings.max_attempts and not self._only_word(droid, event):
-            row = records.new(1, kind=Kind.QUARANTINED, start=event, stop=event + 1, attempt=attempts, time=now)
+            row = records.new(1, kind=Kind.QUARANTINED, start=event, stop=event + 1, attempt=attempts)
             self.ledger.quarantine(event)
             out.append(Write(row))
             out.append(Note("quarantined", {"event": event, "attempts": attempts}))
@@ -432,7 +432,7 @@ class Dispatcher:
         return messages.Grant(packed, self.settings.size, seconds, self.ledger.pending.total, self.schema)
 
     def _granted(self, now: float, droid: Droid, ranges: list[Range]) -> Write:
-        rows = records.new(len(ranges), kind=Kind.GRANTED, droid=droid.rank, time=now)
+        rows = records.new(len(ranges), kind=Kind.GRANTED, droid=droid.rank)
         rows["start"], rows["stop"] = [r[0] for r in ranges], [r[1] for r in ranges]
         rows["attempt"] = [r[2] for r in ranges]
         return Write(rows)
