@@ -83,7 +83,7 @@ def start(blueprint: Blueprint, slots: Slots) -> socket.socket:
 
 
 def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket) -> None:
-    early, how = 0, ""
+    early, how = 0.0, ""
     while early < RESTARTS:
         parent, begun = os.getpid(), time.monotonic()
         ready = mmap.mmap(-1, 1)
@@ -103,7 +103,7 @@ def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket) -> None:
         if status == 0:
             os._exit(0)
         # One that worked for a while and died is no reason to give up; one that dies in setup() will always do so.
-        early = early + 1 if ready[0] == 0 or time.monotonic() - begun < 1.0 else 0
+        early = early + (1.0 if ready[0] == 0 else 0.1) if ready[0] == 0 or time.monotonic() - begun < 1.0 else 0.0
         code = os.waitstatus_to_exitcode(status)
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     try:
