@@ -162,7 +162,7 @@ class Chaos:
             event, when = int(line.split()[0]), float(line.split()[1])
             if event in first:
                 outcome.finished_twice += 1
-                # After a hit on Yoda the Droids work on for a moment; a hit they all survive costs at most its victim's.
+                # After a hit on Yoda the Droids work on for a moment.
                 hits = next(hits for begun, end, hits in self.spans if begun <= first[event] <= end)
                 if not hits:
                     outcome.wrong.append(f"event {event} was processed twice although its first run was not hit")

@@ -30,7 +30,7 @@ def process(event, random):
     if what == "exit":
         os._exit(3)
     if what == "sys.exit":
-        sys.exit("leaving")
+        sys.exit(3)
     if what == "segfault":
         ctypes.string_at(0)
     if what == "abort":

@@ -14,6 +14,8 @@ import pytest
 import runs
 from runs import Place
 
+from eventrange.records import Code
+
 LHE = '''
 import numpy as np
 
@@ -158,6 +160,7 @@ def test_a_program_that_fails_costs_its_events(place_here: Place) -> None:
     assert list(place.progress().quarantined) == [(12, 13)]
     notes = place.notes("evidence")
     assert {note["event"] for note in notes} == {12}
+    assert {note["code"] for note in notes} == {Code.COMMAND}
     assert all("no thirteen" in note["text"] + note["stderr"] and "3" in note["text"] for note in notes), notes
 
 
