@@ -27,7 +27,7 @@ from droid.store import Choices, Store, void
 from droid.transport import Transport
 from eventrange import messages, records
 from eventrange.durable import FILES, Files
-from eventrange.errors import BAD_CONFIG, CANNOT_WRITE
+from eventrange.errors import BAD_CONFIG, CANNOT_WRITE, RUN_AGAIN
 from eventrange.messages import Evidence
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
@@ -141,10 +141,10 @@ class DroidShell:
         if self.uploads is not None:
             self.notes += self.uploads.news()
         if 0 in self.transport.failed():
-            # Yoda is dead, and with it this allocation. What is not committed is lost whatever we do, and a fault-
-            # tolerant MPI hears of a rank that is killed, not of one that exits.
+            # Yoda is dead, and with it this allocation; what is not committed is lost whatever we do. The launcher of a
+            # fault-tolerant MPI makes light of ranks that were killed and says 0, but passes on an exit code.
             self.log("rank 0 is dead; this Droid ends")
-            os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(RUN_AGAIN)
         if not self.core.stopped:
             near = (i for i, w in enumerate(self.core.workers) if w.watched[1] > 0.5 * self.core.limit(0))
             stopped = frozenset(i for i in near if self.crew.stopped(i))

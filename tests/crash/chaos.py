@@ -114,7 +114,11 @@ class Chaos:
                     self._hit(run)
             done = run.wait()  # fails if a process of the run is left, or if it never ends
             self.spans.append((begun, time.time(), self.moments))
-            if self.place.done(task) == self.events and done.code == 0:
+            merged = Path(self.place.task(task).merged, "merge.json").exists()
+            if done.code == 0 and self.place.done(task) == self.events and merged:
+                return
+            if done.code == 0 and run.process.args[1].endswith("entry.py"):  # type: ignore[index,union-attr]
+                self.outcome.wrong.append(f"exit 0, and the task is not complete or not merged: {run.said()}")
                 return
         self.outcome.wrong.append("1000 allocations were not enough")
 
