@@ -142,9 +142,9 @@ def test_a_sleeper_wakes_after_its_lease(place_here: Place) -> None:
     done: list[Any] = [sleeper.wait(), other.wait()]
     assert [one.code for one in done] == [0, 0], "\n".join(one.text for one in done)
     assert place.sha256() == reference
-    # What was granted to it and not yet durable when it froze, for two workers and in 10-ms events: half a second at
-    # work and a little ahead of it, as much in the Droid's backlog, and the commit under way.
-    assert twice(place) <= 2 * (2 * (50 + 10) + 25)
+    # Its Droid finishes what it had been granted when it froze. That is some round trips' worth of work, and the freeze
+    # itself looks like a long round trip; the parts it had not begun are what must not be done twice.
+    assert twice(place) <= EVENTS // 2
     assert place.notes("lost_parts"), done[0].text
 
 
