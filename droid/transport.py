@@ -7,7 +7,11 @@ are immediate and kept until MPI has taken them.
 from __future__ import annotations
 
 import os
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
 TAG = 1
@@ -98,11 +102,33 @@ class Transport:
             self._can_tell = False
 
 
-def sharing(mpi: Any, comm: Any) -> int:
+def start_mpi(seconds: float) -> Any:
+    """Start MPI and return mpi4py.MPI; ends this process (SIGALRM) if not all ranks have started within `seconds`.
+
+    MPI_Init waits for every rank, lets no Python run meanwhile, and with a fault-tolerant Open MPI waits for ever if one
+    was killed before it got there. So only the kernel can end this.
+    """
+    with _limited(seconds):
+        from mpi4py import MPI
+    return MPI
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(max(1, ceil(seconds)))
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def sharing(mpi: Any, comm: Any, seconds: float = 120.0) -> int:
     """How many Droids of this node may use the same cores as this one, itself included. Collective: every rank calls it
-    right after MPI has started."""
-    node = comm.Split_type(mpi.COMM_TYPE_SHARED)
+    right after MPI has started; ends this process if one does not within `seconds`."""
     mine = tuple(sorted(os.sched_getaffinity(0)))
-    masks = node.allgather((comm.Get_rank(), mine))
-    node.Free()
+    with _limited(seconds):
+        node = comm.Split_type(mpi.COMM_TYPE_SHARED)
+        masks = node.allgather((comm.Get_rank(), mine))
+        node.Free()
     return max(1, sum(1 for rank, mask in masks if rank > 0 and mask == mine))

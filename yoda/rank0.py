@@ -93,6 +93,7 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
     """Run rank 0. Whatever happens, all ranks are ended and the exit code is left where the launcher looks for it."""
     from droid import signals
     from yoda.doctor import offered_types, singletons
+    from droid.transport import start_mpi
     from yoda.run import EXIT_FILE, read, report_error
 
     mpi: Any = None
@@ -102,8 +103,7 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
         prepared = prepare(setting)
         offered = offered_types(environ)
         with _presence(prepared, environ) as here, _stageout_beside(prepared, here) as others:
-            from mpi4py import MPI as mpi
-
+            mpi = start_mpi(setting.site.starting)
             signals.listen()  # MPI may have put handlers of its own in place
             singletons(environ, mpi.COMM_WORLD.Get_size(), mpi.Get_library_version(), offered)
             code, shell = _yoda(prepared, here, mpi, environ, begun)
@@ -124,7 +124,7 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
         with contextlib.suppress(YodaError):
             write_file(exit_file, str(code).encode())
     if mpi is None:
-        from mpi4py import MPI as mpi
+        mpi = start_mpi(60.0)
     from yoda.leaving import leave
 
     leave(mpi, shell, code, environ, code_counts=not exit_file)

@@ -26,6 +26,7 @@ from yoda.config import Job, Site, default_task_dir, load_job, load_site
 
 EXIT_FILE = "YODA_EXIT_FILE"
 HURRY = 2.0  #: seconds a launcher may take to end its ranks when the user interrupts twice
+INDEXING = 6  #: times longer a Droid waits for MPI to start than rank 0, which may be busy with the inputs
 ALONE = 15.0  #: seconds after which an error that all ranks should see is this rank's alone
 MEET = 60.0  #: seconds a Droid waits for the others before MPI_Finalize
 LATE = 30  #: seconds a launcher may take to end after rank 0 has
@@ -145,10 +146,11 @@ def start_uploads(setting: Setting) -> Any:
 def _droid_with_mpi(
     setting: Setting, begun: float, control: socket.socket, slots: Any, scratch: str, uploads: Any = None
 ) -> int:
-    from mpi4py import MPI
-
     from droid import signals
+    from droid.transport import start_mpi
 
+    # Rank 0 may index the inputs first, unless the launcher is ours and has done so.
+    MPI = start_mpi(setting.site.starting * (1 if EXIT_FILE in os.environ else INDEXING))
     signals.listen()  # MPI may have put handlers of its own in place
     _not_alone(MPI)
     from droid.rank import HEARTBEAT, DroidShell, Options
@@ -211,10 +213,9 @@ def finalize(mpi: Any, transport: Any, together: bool) -> None:
 def _cannot_begin(error: YodaError) -> int:
     """A rank that cannot read job or site. Rank 0 most likely cannot either: it says so, once, and ends all ranks,
     which takes that they all start MPI. If it does not, the trouble is this node's."""
-    from mpi4py import MPI
+    from droid.transport import Transport, start_mpi
 
-    from droid.transport import Transport
-
+    MPI = start_mpi(ALONE)
     transport = Transport(MPI, MPI.COMM_WORLD)
     until = time.monotonic() + ALONE
     while time.monotonic() < until:

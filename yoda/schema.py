@@ -142,6 +142,7 @@ class SiteKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     margin: Annotated[Duration | None, Meta(examples=["auto", "2min"], extra=_AUTO)] = (
         None  # no grants this long before the end
     )
+    starting: Annotated[_Span, Meta(examples=["5min"])] = 300.0  # for all ranks to start MPI
     lease_timeout: Annotated[_Span, Meta(examples=["60s"])] = 60.0  # silence after which another allocation is dead
 
 

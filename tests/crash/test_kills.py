@@ -225,6 +225,30 @@ def test_a_stopped_droid_that_wakes_up_works_on(place: Place) -> None:
     assert done.seconds < 100
 
 
+DIE_BEFORE_MPI = """
+import os, signal
+rank = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK"))
+if rank == os.environ["DIES"]:
+    import importlib.abc, sys
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name.startswith("mpi4py"):
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_killed_before_mpi_has_started(place: Place, rank: str) -> None:
+    """MPI_Init waits for all ranks, with a fault-tolerant Open MPI for ever: the others give up, and the run can resume."""
+    place.site(starting="3s")
+    job(place)
+    (place.folder / "sitecustomize.py").write_text(DIE_BEFORE_MPI)
+    done = place.run("--droids", "2", env={"PYTHONPATH": str(place.folder), "DIES": rank})
+    assert done.code == 75, done.text
+    resumes(place)
+
+
 STOP_AT_THE_END = """
 import os, signal, threading, time
 if int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0"))) == 1:
