@@ -105,8 +105,8 @@ class Transport:
 def start_mpi(seconds: float) -> Any:
     """Start MPI and return mpi4py.MPI; ends this process (SIGALRM) if not all ranks have started within `seconds`.
 
-    MPI_Init waits for every rank, lets no Python run meanwhile, and with a fault-tolerant Open MPI waits for ever if one
-    was killed before it got there. So only the kernel can end this.
+    MPI_Init waits for every rank, lets no Python run meanwhile, and with a fault-tolerant Open MPI waits for ever if
+    one was killed before it got there. So only the kernel can end this.
     """
     with _limited(seconds):
         from mpi4py import MPI

@@ -240,7 +240,7 @@ if rank == os.environ["DIES"]:
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_rank_killed_before_mpi_has_started(place: Place, rank: str) -> None:
-    """MPI_Init waits for all ranks, with a fault-tolerant Open MPI for ever: the others give up, and the run can resume."""
+    """MPI_Init waits for all ranks, with a fault-tolerant Open MPI for ever: the others give up, and it resumes."""
     place.site(starting="3s")
     job(place)
     (place.folder / "sitecustomize.py").write_text(DIE_BEFORE_MPI)
