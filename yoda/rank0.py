@@ -92,8 +92,8 @@ def finished(prepared: Prepared) -> int | None:
 def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
     """Run rank 0. Whatever happens, all ranks are ended and the exit code is left where the launcher looks for it."""
     from droid import signals
-    from yoda.doctor import offered_types, singletons
     from droid.transport import start_mpi
+    from yoda.doctor import offered_types, singletons
     from yoda.run import EXIT_FILE, read, report_error
 
     mpi: Any = None
