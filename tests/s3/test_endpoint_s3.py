@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import servers
-from conftest import Bucket
+from buckets import Bucket
 
 from stageout.endpoint import Conflict, Corrupt, Full, Missing, Permanent, SegmentDamaged, Transient, open_endpoint
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Bucket
+from buckets import Bucket
 from faultproxy import Fault
 
 from stageout.endpoint import Corrupt, Full, Permanent, Tools, Transient, open_endpoint

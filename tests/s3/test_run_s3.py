@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import servers
-from conftest import Bucket, client
+from buckets import Bucket, client
 from faultproxy import Fault
 
 sys.path.append(str(Path(__file__).parents[1] / "mpi"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import servers
-from conftest import Bucket
+from buckets import Bucket, client
 from faultproxy import Fault
 
 from eventrange.errors import StagerGone
@@ -123,8 +123,6 @@ def test_a_primary_that_answers_503_from_the_start_loses_nothing(
     swift_bucket: Bucket, rclone: servers.Server, start: Callable[..., StagerProcess], tmp_path: Path
 ) -> None:
     """Swift is the primary, rclone the failover; when Swift is back, all is re-homed."""
-    from conftest import client
-
     client(rclone.url).create_bucket(Bucket=swift_bucket.name)
     keys: dict[str, Any] = {"attempts": 2, "backoff": 0.01}
     failover = EndpointSite(name="failover", url=f"s3://{swift_bucket.name}/f", endpoint_url=rclone.url, **keys)
