@@ -1,7 +1,7 @@
 """What a person waits for, and what continuous integration runs besides.
 
-Tests marked `slow` repeat, on another MPI or another server or for longer, what a quicker test has shown. They run where CI is set
-in the environment, or with `--slow`; elsewhere they are left out, so that the suite takes minutes.
+Tests marked `slow` repeat, on another MPI or another server or for longer, what a quicker test has shown. They run
+where CI is set in the environment, or with `--slow`; elsewhere they are left out, so that the suite takes minutes.
 """
 
 from __future__ import annotations

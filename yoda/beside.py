@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from yoda.run import Setting
+    from yoda.setting import Setting
     from yoda.task import Frozen
 
 

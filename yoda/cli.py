@@ -164,7 +164,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if launched_rank(os.environ) is not None:
         signals.listen()  # before the slow imports: a warning may come at any moment
-    from yoda.run import Request, run
+    from yoda.run import run
+    from yoda.setting import Request
 
     return run(
         Request(
@@ -252,7 +253,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from yoda.plan import plan, render
-    from yoda.run import Request, read
+    from yoda.setting import Request, read
 
     request = Request(args.job, args.site, args.task, args.droids, args.workers, tuple(args.set))
     found = plan(read(request))
@@ -262,7 +263,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _rehearse(args: argparse.Namespace) -> int:
     from yoda.rehearse import Plan, main
-    from yoda.run import Request, read
+    from yoda.setting import Request, read
 
     request = Request(args.job, args.site, args.task, args.droids, args.workers, tuple(args.set))
     plan = Plan(args.preempt_after, args.grace, args.times)
@@ -279,7 +280,7 @@ def _verify(args: argparse.Namespace) -> int:
     found = verify(taskdir, frozen)
     if args.recompute:
         from droid.payload import Worker
-        from yoda.run import load_frozen_payload
+        from yoda.setting import load_frozen_payload
 
         with tempfile.TemporaryDirectory(prefix="yoda-verify-") as scratch:
             payload = load_frozen_payload(frozen)
@@ -295,7 +296,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from yoda.run import Request
+    from yoda.setting import Request
     from yoda.submit import Asked, show, submit_task
 
     request = Request(args.job, args.site, args.task, None, args.workers, tuple(args.set))

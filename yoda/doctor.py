@@ -26,9 +26,9 @@ from slurm import doctor as checks
 from slurm.commands import Runner, run_command
 from slurm.doctor import Finding, Level
 from slurm.submit import forecast
-from yoda.placing import allocation_launcher, nodes_here
-from yoda.run import Setting, launcher
+from yoda.placing import allocation_launcher, launcher, nodes_here
 from yoda.schema import Site
+from yoda.setting import Setting
 
 VERSION = 1
 PROBE_SECONDS = 60.0  #: that two ranks have to start and say how they are

@@ -1,4 +1,4 @@
-"""Launchers inside a batch allocation: one Droid on each of its nodes, and Yoda beside the first.
+"""Launchers: on one machine; and inside a batch allocation, one Droid on each of its nodes and Yoda beside the first.
 
 `yoda submit` writes such a command into its script; `yoda run` without a launcher, in any other script, starts it by
 itself.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 
-from eventrange.errors import YodaError
+from eventrange.errors import LauncherMissing, YodaError
 from slurm.script import DEFAULT_LAUNCHER, PLACEMENT
 
 
@@ -27,8 +29,6 @@ def script_launcher(template: str | None) -> str:
     An Open MPI is asked for fault tolerance, so that the loss of one Droid does not end the job. Placement is told by
     the environment (slurm.script.PLACEMENT).
     """
-    from yoda.run import launcher
-
     if template is not None:
         return template
     try:
@@ -46,3 +46,28 @@ def allocation_launcher(template: str | None, nodes: int) -> tuple[list[str], di
     command = script_launcher(template).replace("{ranks}", str(nodes + 1)).replace("{nodes}", str(nodes))
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.getuid() == 0 else {}
     return shlex.split(command), {**PLACEMENT, **root}
+
+
+def launcher(template: str | None, ranks: int, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """(command, environment to add) that starts `ranks` processes.
+
+    By default the mpiexec of this Python environment, or of the PATH. An Open MPI is asked for fault tolerance (ULFM),
+    so that the loss of one Droid does not end the job, and to allow more ranks than cores: Yoda sleeps nearly always.
+    All ranks are on this machine, so Open MPI 5 is spared the search for networks, which takes it a second.
+    """
+    if template is not None:
+        return shlex.split(template.format(ranks=ranks, nodes=1)), {}
+    beside = os.path.join(os.path.dirname(sys.executable), "mpiexec")
+    found = beside if os.access(beside, os.X_OK) else shutil.which("mpiexec")
+    if found is None:
+        raise LauncherMissing(python=sys.executable)
+    version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+    path = {"PATH": os.path.dirname(found) + os.pathsep + environ.get("PATH", "")}
+    if "Open MPI" in version or "OpenRTE" in version or "prte" in version.lower():
+        ulfm = ["--with-ft", "ulfm"] if " 4." not in version.splitlines()[0] else []
+        if ulfm and "OMPI_MCA_btl" not in environ:
+            ulfm += ["--mca", "btl", "self,sm"]
+        root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.getuid() == 0 else {}
+        flags = ["--oversubscribe", "--bind-to", "none", *ulfm]
+        return [found, *flags, "-n", str(ranks)], {**path, **root}
+    return [found, "-n", str(ranks)], path

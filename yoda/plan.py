@@ -9,8 +9,9 @@ from typing import Any
 
 from eventrange.axis import Axis
 from eventrange.history import read_progress
-from yoda.rank0 import ledger_of
-from yoda.run import Setting, launcher
+from yoda.placing import launcher
+from yoda.prepared import ledger_of
+from yoda.setting import Setting
 from yoda.task import read_task
 
 VERSION = 1

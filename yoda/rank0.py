@@ -5,88 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eventrange.durable import explain
-from eventrange.errors import BAD_DATA, BUG, OK, MergeIncomplete, StorageOffline, YodaError
-from eventrange.history import Progress, read_progress
+from eventrange.errors import BAD_DATA, BUG, OK, YodaError
+from eventrange.history import Progress
 from eventrange.intervals import IntervalSet
-from eventrange.ledger import Ledger, Retry
-from yoda.task import Frozen, open_task
+from yoda.finish import after
+from yoda.prepared import Prepared, ledger_of, prepare, presence
+from yoda.setting import EXIT_FILE, Request, read, report_error
+from yoda.story import plain_progress, sayer, told_when_moved
 
 if TYPE_CHECKING:
-    from eventrange.axis import Axis
     from eventrange.journal import JournalWriter
     from yoda.beside import Beside
     from yoda.keeper import Presence
     from yoda.master import MasterShell
-    from yoda.run import Request, Setting
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A task that is ready to be worked on."""
-
-    setting: Setting
-    frozen: Frozen
-    axis: Axis
-
-    @property
-    def total(self) -> int:
-        return self.axis.total
-
-
-def prepare(setting: Setting) -> Prepared:
-    """Open or make the task directory; count and index the inputs if that has not been done."""
-    from eventrange.axis import Axis
-
-    job = setting.job
-
-    def plan() -> dict[str, Any]:
-        from droid.inputs import plan_axis
-
-        return plan_axis(
-            job.inputs.format,
-            job.inputs.files,
-            job.inputs.events,
-            job.inputs.options,
-            setting.taskdir.indexes,
-            len(os.sched_getaffinity(0)),
-            refuse_changed=False,
-            where=job.path,
-        ).to_dict()
-
-    frozen = open_task(setting.taskdir, job, plan)
-    return Prepared(setting, frozen, Axis.from_dict(frozen.axis))
-
-
-def ledger_of(total: int, known: Progress) -> Ledger:
-    """The ledger of a task of `total` events of which the journals know `known`."""
-    ledger = Ledger(total)
-    ledger.quarantined = known.quarantined
-    busy = IntervalSet(known.done)
-    for start, stop in known.quarantined:
-        busy.add(start, stop)
-    for event, tried in known.attempts.items():
-        ledger.retries[event] = Retry(tried.attempts)
-        busy.add(event, event + 1)
-    ledger.pending = IntervalSet(busy.gaps(0, total))
-    return ledger
-
-
-def finished(prepared: Prepared) -> int | None:
-    """The exit code if there is nothing left to do; None if there is."""
-    known = read_progress(prepared.setting.taskdir, prepared.frozen.fingerprint)
-    if ledger_of(prepared.total, known).open:
-        return None
-    if known.quarantined:
-        return None if prepared.setting.request.retry_quarantined else BAD_DATA
-    return OK
 
 
 def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
@@ -94,7 +31,6 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
     from droid import signals
     from droid.transport import start_mpi
     from yoda.doctor import offered_types, singletons
-    from yoda.run import EXIT_FILE, read, report_error
 
     mpi: Any = None
     shell: MasterShell | None = None
@@ -102,7 +38,7 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
         setting = read(request)
         prepared = prepare(setting)
         offered = offered_types(environ)
-        with _presence(prepared, environ) as here, _stageout_beside(prepared, here) as others:
+        with presence(prepared, environ) as here, _stageout_beside(prepared, here) as others:
             mpi = start_mpi(setting.site.starting)
             signals.listen()  # MPI may have put handlers of its own in place
             singletons(environ, mpi.COMM_WORLD.Get_size(), mpi.Get_library_version(), offered)
@@ -139,17 +75,6 @@ def _stageout_beside(prepared: Prepared, here: Presence) -> AbstractContextManag
     return beside(prepared.setting, os.path.join(folder, "stageout.log"))
 
 
-def _presence(prepared: Prepared, environ: Mapping[str, str]) -> AbstractContextManager[Presence]:
-    """Read what this allocation is, and be seen by others. Before MPI starts: it may ask Slurm."""
-    from slurm.commands import run_command
-    from slurm.environment import read_allocation
-    from yoda.keeper import present
-
-    allocation = read_allocation(environ, time.time(), socket.gethostname(), os.getpid())
-    taskdir, timeout = prepared.setting.taskdir, prepared.setting.site.lease_timeout
-    return present(taskdir, prepared.frozen.fingerprint, allocation, timeout, run_command)
-
-
 def _yoda(
     prepared: Prepared, here: Presence, mpi: Any, environ: Mapping[str, str], begun: float
 ) -> tuple[int, MasterShell]:
@@ -172,9 +97,7 @@ def _yoda(
     say = sayer(log)
     transport = Transport(mpi, mpi.COMM_WORLD)
     sharing(mpi, mpi.COMM_WORLD)  # the Droids want to know; it takes all ranks
-    leases = Leases(
-        allocation.name, divide(axis.cuts.tolist(), axis.total, job.ranges.events or 0), site.lease_timeout
-    )
+    leases = Leases(allocation.name, divide(axis.cuts.tolist(), axis.total, job.ranges.events or 0), site.lease_timeout)
     leases.begin(time.monotonic(), here.room)
     known = here.follower.progress()
     for name, what in known.damage.items():
@@ -284,107 +207,9 @@ def _take_up(journal: JournalWriter, known: Progress, say: Callable[[str], None]
     known.quarantined = IntervalSet()
 
 
-def after(prepared: Prepared, code: int, here: Presence | None = None) -> int:
-    """What follows a run that completed its task: the merge, if the job asks for it and nobody else is at it."""
-    if code not in (OK, BAD_DATA):
-        return code
-    if here is None:
-        with _presence(prepared, os.environ) as here:
-            return after(prepared, code, here)
-    here.heart.forget = True
-    if not prepared.setting.job.output.merge:
-        here.room.sweep()
-        return code
-    here.heart.rest("merging")
-    with here.room.merging(prepared.setting.site.lease_timeout) as other:
-        if other is not None:
-            print(f"task {prepared.frozen.task} is complete; allocation {other} merges it", flush=True)
-            return code
-        code = _merge(prepared, code)
-    here.room.sweep()
-    return code
-
-
-def _merge(prepared: Prepared, code: int) -> int:
-    from yoda.merging import MergeChoices, merge_task
-
-    output = prepared.setting.job.output
-    try:
-        merged = merge_task(
-            prepared.setting.taskdir,
-            prepared.frozen,
-            MergeChoices(output.compression, output.events_per_file),
-            site=prepared.setting.site,
-        )
-    except (MergeIncomplete, StorageOffline) as error:
-        print(f"yoda: {error}", file=sys.stderr)
-        return error.exit_code
-    folder = prepared.setting.taskdir.merged
-    files = ", ".join(os.path.join(folder, name) for name in merged.files[:3])
-    more = f" and {len(merged.files) - 3} more" if len(merged.files) > 3 else ""
-    print(f"{merged.events} events of task {prepared.frozen.task} are in {files}{more}", flush=True)
-    return code
-
-
-def told_when_moved(end: Callable[[], float | None], say: Callable[[str], None]) -> Callable[[], float | None]:
-    """The end of the allocation, which is told when it is first known and when it moved by more than a few seconds."""
-    last: list[float] = []
-
-    def look() -> float | None:
-        now = end()
-        if now is not None and not (last and abs(now - last[0]) < 10.0):
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-            say(f"this allocation ends at {when}" + (", not as was told before" if last else ""))
-            last[:] = [now]
-        return now
-
-    return look
-
-
 def _each(*steps: Callable[[Any, float], None]) -> Callable[[Any, float], None]:
     def progress(dispatcher: Any, lag: float) -> None:
         for step in steps:
             step(dispatcher, lag)
-
-    return progress
-
-
-def sayer(path: str, aloud: bool = True) -> Callable[[str], None]:
-    """A function that logs a sentence, with the time, to the allocation's story and, if `aloud`, to stderr."""
-
-    def say(text: str) -> None:
-        line = f"{time.strftime('%H:%M:%S')} {text}"
-        if aloud:
-            print(line, file=sys.stderr, flush=True)
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "a") as file:
-                file.write(line + "\n")
-        except OSError:
-            pass  # a full disk must not end the run that is trying to say so
-
-    return say
-
-
-def plain_progress(say: Callable[[str], None], every: float = 60.0) -> Callable[[Any, float], None]:
-    """One plain line a minute."""
-    state = {"next": time.monotonic() + every, "done": -1, "at": time.monotonic()}
-
-    def progress(dispatcher: Any, lag: float) -> None:
-        now = time.monotonic()
-        ledger = dispatcher.ledger
-        if state["done"] < 0:
-            state["done"], state["at"] = ledger.done, now
-        if now < state["next"]:
-            return
-        rate = (ledger.done - state["done"]) / (now - state["at"])
-        workers = sum(d.workers for d in dispatcher.at_work)
-        busy = sum(d.busy for d in dispatcher.at_work)
-        eta = f"{ledger.open / rate:.0f} s" if rate > 0 else "unknown"
-        say(
-            f"{ledger.done}/{ledger.total} events, {rate:.1f} events/s, ETA {eta}, "
-            f"{busy} of {workers} workers busy, commit lag {lag:.1f} s"
-        )
-        state.update(next=now + every, done=ledger.done, at=now)
 
     return progress

@@ -16,16 +16,14 @@ from pathlib import Path
 
 from eventrange.durable import explain
 from eventrange.errors import ConfigError, SlurmRefused, YodaError
-from eventrange.taskdir import TaskDir
 from slurm.commands import Runner, run_command
 from slurm.fit import Fit, fit
 from slurm.script import sbatch_script
 from slurm.site import SlurmSite, clock_text, seconds
 from slurm.submit import Submitted, core_hours, forecast, submit
-from yoda.config import load_job, load_site
 from yoda.placing import script_launcher
-from yoda.rank0 import finished, prepare
-from yoda.run import Request, Setting
+from yoda.prepared import finished, prepare
+from yoda.setting import Request, Setting, read
 from yoda.trial import try_payload
 
 
@@ -53,7 +51,7 @@ def submit_task(request: Request, asked: Asked, run: Runner = run_command) -> Ou
 
     Raises YodaError: anything wrong with job, site or inputs (78), and what Slurm answers.
     """
-    setting = read(request)
+    setting = read(request, here=False)
     site = slurm_of(setting)
     if asked.dry_run:
         return _rehearse(setting, site, asked, run)
@@ -84,15 +82,6 @@ def submit_task(request: Request, asked: Asked, run: Runner = run_command) -> Ou
     outcome.lines.append(_cost(site, run, asked.allocations))
     outcome.lines.append(f"next       yoda status {setting.taskdir.root}")
     return outcome
-
-
-def read(request: Request) -> Setting:
-    """Job and site as a login node sees them: a scratch folder of the compute nodes need not exist here."""
-    from yoda.config import default_task_dir
-
-    job = load_job(request.job, request.sets)
-    site = load_site(request.site, request.sets, here=False)
-    return Setting(request, job, site, TaskDir(os.path.abspath(request.task or default_task_dir(job))))
 
 
 def slurm_of(setting: Setting) -> SlurmSite:

@@ -20,7 +20,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from eventrange.errors import YodaError
 from yoda.config import load_job
-from yoda.run import load_payload
+from yoda.setting import load_payload
 try:
     load_payload(load_job(sys.argv[2], sys.argv[3:]))
 except YodaError as error:

@@ -17,7 +17,7 @@ from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue, SegmentId
 from stageout.winners import winners
 from yoda.merging import open_images, read_notes
-from yoda.rank0 import ledger_of
+from yoda.prepared import ledger_of
 from yoda.task import Frozen
 
 VERSION = 1

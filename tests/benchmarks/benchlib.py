@@ -33,7 +33,7 @@ from eventrange.history import Story
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from yoda.bench import Figure
-from yoda.run import launcher
+from yoda.placing import launcher
 
 __all__ = ["CORES", "Figure", "Outcome", "Sampler", "alternate", "median", "peer", "peer_python", "workspace", "yoda"]
 

@@ -38,7 +38,7 @@ from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from stageout.winners import winners
 from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Settings, Write
-from yoda.rank0 import ledger_of
+from yoda.prepared import ledger_of
 
 TICK = 0.5
 COMMIT_SECONDS = 0.125

@@ -20,7 +20,7 @@ from slurm.script import PLACEMENT
 from yoda import doctor
 from yoda.config import load_site
 from yoda.placing import allocation_launcher, nodes_here, script_launcher
-from yoda.run import Request
+from yoda.setting import Request
 from yoda.slurm_view import render, slurm_view
 from yoda.submit import Asked, show, submit_task
 

@@ -1,0 +1,94 @@
+"""A task that is ready to be worked on: its directory made or opened, its inputs counted, its journals folded."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eventrange.errors import BAD_DATA, OK
+from eventrange.history import Progress, read_progress
+from eventrange.intervals import IntervalSet
+from eventrange.ledger import Ledger, Retry
+from yoda.setting import Setting
+from yoda.task import Frozen, open_task
+
+if TYPE_CHECKING:
+    from eventrange.axis import Axis
+    from yoda.keeper import Presence
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task that is ready to be worked on."""
+
+    setting: Setting
+    frozen: Frozen
+    axis: Axis
+
+    @property
+    def total(self) -> int:
+        return self.axis.total
+
+
+def prepare(setting: Setting) -> Prepared:
+    """Open or make the task directory; count and index the inputs if that has not been done."""
+    from eventrange.axis import Axis
+
+    job = setting.job
+
+    def plan() -> dict[str, Any]:
+        from droid.inputs import plan_axis
+
+        return plan_axis(
+            job.inputs.format,
+            job.inputs.files,
+            job.inputs.events,
+            job.inputs.options,
+            setting.taskdir.indexes,
+            len(os.sched_getaffinity(0)),
+            refuse_changed=False,
+            where=job.path,
+        ).to_dict()
+
+    frozen = open_task(setting.taskdir, job, plan)
+    return Prepared(setting, frozen, Axis.from_dict(frozen.axis))
+
+
+def ledger_of(total: int, known: Progress) -> Ledger:
+    """The ledger of a task of `total` events of which the journals know `known`."""
+    ledger = Ledger(total)
+    ledger.quarantined = known.quarantined
+    busy = IntervalSet(known.done)
+    for start, stop in known.quarantined:
+        busy.add(start, stop)
+    for event, tried in known.attempts.items():
+        ledger.retries[event] = Retry(tried.attempts)
+        busy.add(event, event + 1)
+    ledger.pending = IntervalSet(busy.gaps(0, total))
+    return ledger
+
+
+def finished(prepared: Prepared) -> int | None:
+    """The exit code if there is nothing left to do; None if there is."""
+    known = read_progress(prepared.setting.taskdir, prepared.frozen.fingerprint)
+    if ledger_of(prepared.total, known).open:
+        return None
+    if known.quarantined:
+        return None if prepared.setting.request.retry_quarantined else BAD_DATA
+    return OK
+
+
+def presence(prepared: Prepared, environ: Mapping[str, str]) -> AbstractContextManager[Presence]:
+    """Read what this allocation is, and be seen by others. Before MPI starts: it may ask Slurm."""
+    from slurm.commands import run_command
+    from slurm.environment import read_allocation
+    from yoda.keeper import present
+
+    allocation = read_allocation(environ, time.time(), socket.gethostname(), os.getpid())
+    taskdir, timeout = prepared.setting.taskdir, prepared.setting.site.lease_timeout
+    return present(taskdir, prepared.frozen.fingerprint, allocation, timeout, run_command)
