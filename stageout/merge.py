@@ -74,6 +74,7 @@ def merge(
     name: str,
     events: int,
     *,
+    file: str | None = None,
     fingerprint: str = "",
     attributes: Mapping[str, Any] | None = None,
     quarantined: NDArray[np.int64] | None = None,
@@ -89,6 +90,8 @@ def merge(
 ) -> Merged:
     """Write `folder`/`name`.h5 (`name`-00000.h5 ... with `events_per_file` positions of the axis each) and merge.json.
 
+    `file`, if given, is the name in `folder` instead; then what was made is told in NAME.merge.json, NAME without its
+    suffix, since the folder may be home to other files and tasks.
     `placed` (k,) of PLACED as `winners` gives it, of a task of `events` events; `quarantined` (m, 2) intervals that
     need not be there. `jagged` fields get counts even if they do not vary. `attributes` go on every file.
     `progress(done, all)` counts events. Bytes do not depend on `threads` (compressing) or `readers`.
@@ -114,7 +117,8 @@ def merge(
         "events_per_file": events_per_file,
         "jagged": sorted(jagged),
     }
-    notes = os.path.join(folder, "merge.json")
+    stem, suffix = os.path.splitext(file) if file else (name, ".h5")
+    notes = os.path.join(folder, f"{stem}.merge.json" if file else "merge.json")
     old = _load(notes)
     if old.get("request") == request and _current(folder, old):
         return Merged(
@@ -132,9 +136,9 @@ def merge(
         raise explain(error, folder) from error
     plan = _Plan(placed, fetch, max(1, readers), frozenset(jagged), partial)
     threads = min(4, len(os.sched_getaffinity(0))) if threads is None else threads
-    names = [f"{name}.h5"]
+    names = [stem + suffix]
     if events_per_file is not None:
-        names = [f"{name}-{number:05d}.h5" for number in range(max(1, -(-events // events_per_file)))]
+        names = [f"{stem}-{number:05d}{suffix}" for number in range(max(1, -(-events // events_per_file)))]
     paths = [os.path.join(folder, entry) for entry in names]
     step = events_per_file or max(events, 1)
     extra = dict(attributes or {}) | {"task": name, "fingerprint": fingerprint}

@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
     merge = commands.add_parser("merge", help="make the final files")
     merge.add_argument("task")
-    merge.add_argument("-o", "--output", help="folder for the final files; default TASK/merged")
+    merge.add_argument("-o", "--output", metavar="FILE", help="default TASK/merged/NAME.h5; a folder there is will do")
     merge.add_argument("--partial", action="store_true", help="merge what there is")
     merge.add_argument("--site", help="the site file with the storage endpoints; default: those of the last run")
     merge.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the site")
@@ -234,7 +234,7 @@ def _journal(args: argparse.Namespace) -> int:
 
 def _merge(args: argparse.Namespace) -> int:
     from eventrange.axis import Axis
-    from yoda.merging import MergeChoices, merge_task
+    from yoda.merging import MergeChoices, merge_task, where
     from yoda.storage_commands import said_missing, say
     from yoda.task import need_task
 
@@ -245,7 +245,7 @@ def _merge(args: argparse.Namespace) -> int:
         output.get("compression", "gzip"), output.get("events_per_file"), args.partial, args.output, args.wait
     )
     merged = merge_task(taskdir, frozen, choices, site=site_of(args), say=say)
-    folder = args.output or taskdir.merged
+    folder, _ = where(args.output, taskdir, frozen.task)
     for name in merged.files:
         print(os.path.join(folder, name))
     return said_missing(merged, Axis.from_dict(frozen.axis))

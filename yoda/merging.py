@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class MergeChoices:
     compression: str = "gzip"
     events_per_file: int | None = None
     partial: bool = False
-    folder: str | None = None  #: None: `merged` in the task directory
+    output: str | None = None  #: file to write, or a folder there is; None: `merged` in the task directory
     wait: float = 0.0  #: seconds to go on trying while storage is down
 
 
@@ -84,6 +85,16 @@ def merge_task(
             pause = min(2 * pause, LAST_PAUSE)
 
 
+def where(output: str | None, taskdir: TaskDir, task: str) -> tuple[str, str | None]:
+    """(folder, name of the file in it) that `yoda merge -o` names; None is the name in the task's own folder."""
+    if output is None:
+        return taskdir.merged, None
+    if os.path.isdir(output) or output.endswith(os.sep):
+        return output, f"{task}.h5"
+    folder, file = os.path.split(output)
+    return folder or os.curdir, file
+
+
 def open_images(
     taskdir: TaskDir, names: list[str], placed: NDArray[Any], catalogue: Catalogue, site: Any = None
 ) -> Images:
@@ -114,15 +125,17 @@ def _merge_once(
     known = read_progress(taskdir, fingerprint)
     total = sum(file.events for file in frozen.inputs.files) if frozen.inputs.files else int(frozen.inputs.events or 0)
     payload, catalogue = read_notes(taskdir, fingerprint)
+    folder, file = where(choices.output, taskdir, frozen.task)
     quarantined = np.array(list(known.quarantined), np.int64).reshape(-1, 2)
     with closing(open_images(taskdir, names, placed, catalogue, site)) as images:
         try:
             merged = merge(
                 placed,
                 images.fetch,
-                choices.folder or taskdir.merged,
+                folder,
                 frozen.task,
                 total,
+                file=file,
                 fingerprint=fingerprint,
                 attributes={"task": frozen.task, "fingerprint": fingerprint, "seed": frozen.seed},
                 quarantined=quarantined,

@@ -178,6 +178,18 @@ def test_many_final_files(place_here: Place) -> None:
     assert [event for part in events for event in part] == list(range(250))
 
 
+def test_merge_into_a_file_of_any_name(place_here: Place, tmp_path: Path) -> None:
+    """`yoda merge -o FILE` makes that file; where a folder is meant, the file in it is called after the task."""
+    place = place_here
+    place.job(inputs={"format": "generate", "events": 100}, output={"merge": True})
+    assert place.run(ranks=2).code == 0
+    [usual] = merged(place)
+    for output, made in ((tmp_path / "new" / "mine.hdf5",) * 2, (tmp_path, tmp_path / usual.name)):
+        done = place.run("-o", str(output), command="merge")
+        assert done.code == 0 and done.out.strip() == str(made), done.text
+        assert made.read_bytes() == usual.read_bytes()
+
+
 def test_status_says_what_the_journal_says(place_here: Place) -> None:
     """`yoda status --json`: one document, whose parts add up."""
     place = place_here

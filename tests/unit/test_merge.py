@@ -130,6 +130,18 @@ def test_several_files_cut_where_the_axis_says(tmp_path: Path) -> None:
     assert again.fresh and sorted(os.listdir(tmp_path / "m")) == ["merge.json", "t.h5"]
 
 
+def test_a_file_of_another_name_leaves_its_neighbours_alone(tmp_path: Path) -> None:
+    """Merges of several tasks into one folder: each is told of in a file of its own, and not made twice."""
+    task = whole(str(tmp_path), 50)
+    out = tmp_path / "m"
+    assert _go(task, out, 50, file="a.hdf5").files == ["a.hdf5"]
+    assert _go(task, out, 50, file="b.h5", events_per_file=30).files == ["b-00000.h5", "b-00001.h5"]
+    assert _go(task, out, 50, file="b.h5").files == ["b.h5"]
+    assert sorted(os.listdir(out)) == ["a.hdf5", "a.merge.json", "b.h5", "b.merge.json"]
+    assert (out / "a.hdf5").read_bytes() == (out / "b.h5").read_bytes()
+    assert not _go(task, out, 50, file="a.hdf5").fresh
+
+
 def test_layout_is_that_of_the_task_not_of_an_image(tmp_path: Path) -> None:
     def make(position: int) -> dict[str, Any]:
         return {"late": np.ones(3 if position == 999 else 2), "even": np.ones(2), "never": np.zeros(0)}
