@@ -53,13 +53,14 @@ class SimWorker:
     todo: deque[Range] = field(default_factory=deque)
     current: Range | None = None
     first: int = 0  #: first event of `current` without a row
+    began: float = 0.0  #: when it was begun
     at: int = 0  #: next event of `current`
     run: int = 0  #: events being done from `at` on
     alone: bool = False  #: a group failed: its events one by one
     expected: str = ""
-    rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)  #: kind, code, attempt, start, stop
+    rows: list[tuple[int, int, int, int, int, float, float]] = field(default_factory=list)
+    """kind, code, attempt, start, stop, when begun, seconds since then"""
     times: dict[int, int] = field(default_factory=dict)
-    seconds: float = 0.0
     flushed: float = 0.0
     schema: str = ""
     way: deque[tuple[float, Any]] = field(default_factory=deque)
@@ -74,7 +75,7 @@ class SimWorker:
         w = self.droid.world
         self.number += 1
         self.alive, self.todo, self.current, self.rows, self.times = True, deque(), None, [], {}
-        self.expected, self.schema, self.seconds, self.alone = self.droid.core.schema, "", 0.0, False
+        self.expected, self.schema, self.alone = self.droid.core.schema, "", False
         number = self.number
         if w.rng.random() < self.droid.nature.start_fails:
             self.later(w.rng.random(), lambda: self.die(number, "at start"))
@@ -126,10 +127,11 @@ class SimWorker:
                 self.slot["cut"] = 0
                 while self.todo:
                     start, stop, attempt = self.todo.popleft()
-                    self.rows.append((Kind.RETURNED, Code.DRAINED, attempt, start, stop))
+                    self.rows.append((Kind.RETURNED, Code.DRAINED, attempt, start, stop, w.now, 0.0))
                 continue
             self.current = self.todo.popleft()
             self.first = self.at = self.current[0]
+            self.began = w.now
             self.alone = False
             if w.now - self.flushed > FLUSH_SECONDS:
                 self.flush()
@@ -138,7 +140,7 @@ class SimWorker:
         if self.slot["cut"] and (not group or self.at == start):
             self.slot["cut"] = 0
             self.done_until(self.at)
-            self.rows.append((Kind.RETURNED, Code.DRAINED, attempt, self.at, stop))
+            self.rows.append((Kind.RETURNED, Code.DRAINED, attempt, self.at, stop, w.now, 0.0))
             self.current = None
             self.slot["event"] = -1
             return self.next()
@@ -184,13 +186,12 @@ class SimWorker:
         if fate == "ok" and not mismatch:
             add(self.times, {time_bin(seconds / max(1, self.run)): self.run})
             self.at += self.run
-            self.seconds += seconds
         else:
             self.done_until(self.at)
             world.failed_truly(self.at, self.droid)
-            self.rows.append((Kind.FAILED, Code.EXCEPTION, attempt, self.at, self.at + 1))
+            self.rows.append((Kind.FAILED, Code.EXCEPTION, attempt, self.at, self.at + 1, self.began, 0.0))
             self.at += 1
-            self.first = self.at
+            self.first, self.began = self.at, world.now
         if self.at >= stop:
             self.done_until(stop)
             self.current = None
@@ -204,7 +205,10 @@ class SimWorker:
         if stop > self.first:
             self.expected = self.expected or self.droid.nature.schema
             self.schema = self.expected
-            self.rows.append((Kind.DONE, Code.NONE, self.current[2], self.first, stop))
+            now = self.droid.world.now
+            row = (Kind.DONE, Code.NONE, self.current[2], self.first, stop, self.began, now - self.began)
+            self.rows.append(row)
+            self.began = now
         self.first = stop
 
     def flush(self) -> None:
@@ -213,16 +217,11 @@ class SimWorker:
         if not self.rows:
             return
         rows = records.new(len(self.rows))
-        for row, (kind, code, attempt, start, stop) in zip(rows, self.rows, strict=True):
-            row["kind"], row["code"], row["attempt"], row["start"], row["stop"] = kind, code, attempt, start, stop
-            row["time"] = self.droid.world.now
-            if kind == Kind.DONE:
-                row["size"] = 100
-        done = rows["kind"] == Kind.DONE
-        if done.any():
-            rows["wall"][done] = self.seconds / int(done.sum())
+        for row, values in zip(rows, self.rows, strict=True):
+            row["kind"], row["code"], row["attempt"], row["start"], row["stop"], row["time"], row["wall"] = values
+        rows["size"][rows["kind"] == Kind.DONE] = 100
         payload = (rows, self.times, self.schema)
-        self.rows, self.times, self.seconds = [], {}, 0.0
+        self.rows, self.times = [], {}
         self.way.append((self.number, payload))
         self.later(0.0005, self.deliver)
 

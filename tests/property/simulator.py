@@ -460,7 +460,7 @@ class SimYoda:
     def receive(self, rank: int, data: bytes) -> None:
         now, message, d = self.world.now, messages.decode(data), self.dispatcher
         if isinstance(message, messages.Hello):
-            self.note("joined", droid=rank)
+            self.note("joined", droid=rank, host=message.host, workers=message.workers, startup=message.startup)
             self.greeted.add(rank)
             self.send(rank, messages.Welcome({"name": "t"}, self.world.allocation, d.schema))
             self.do(d.hello(now, rank, message.host, message.workers))
@@ -563,6 +563,7 @@ class SimYoda:
                 if self.waiting_since is None:
                     self.waiting_since = self.world.now
                 self.check_rows(step.rows)
+                step.rows["time"][step.rows["time"] == 0] = self.world.now
                 self.journal.append(step.rows)
             elif isinstance(step, Note):
                 self.world.trace(f"note {step.name} {step.values}")
