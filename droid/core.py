@@ -1,55 +1,46 @@
 """What a Droid does about everything that happens. Pure: stimulus and time in, instructions out.
 
-The shell (rank.py) owns processes, sockets, segments, MPI and the clock. The core owns three facts: what is in the
-backlog, what each worker has been given and not yet answered, and whether we are draining. Every granted event is in
-exactly one of backlog, a worker's `given`, or reported.
+The shell (rank.py) owns processes, sockets, segments, MPI and the clock. The core owns what the Droid holds
+(holding.py) and whether it is draining, and knows which worker is to be blamed for what.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from droid.holding import Holding, Worker
 from droid.instructions import Assign, Cut, Discard, Failure, Instruction, Kill, Rows, SetSchema, Sick, Spawn
-from droid.pace import AHEAD_SECONDS, Pace
+from droid.pace import Pace
 from eventrange import records
 from eventrange.errors import BAD_CONFIG
 from eventrange.messages import Range
 from eventrange.records import Code, Kind
 from eventrange.times import add
 
-BATCH_RANGES = 512  #: ranges in one message to a worker at most
 START_FAILURES = 3  #: workers in a row that die before they are ready: this node cannot do it
 BARREN = 8  #: workers per core that die on no event, with nothing done in between: nor can it here
 GAP = 2.0  #: seconds between two ticks that count at most: a suspended job has not hung
 DRAIN_KILL, COMMIT_SECONDS = 0.5, 3.0  #: events run on for half the grace at least, and until this long before its end
 
 __all__ = [
-    *("Assign", "Cut", "Discard", "Failure", "Instruction", "Kill", "Rows", "SetSchema", "Sick", "Spawn"),
-    *("DroidCore", "Worker", "returned"),
+    "Assign",
+    "Cut",
+    "Discard",
+    "DroidCore",
+    "Failure",
+    "Instruction",
+    "Kill",
+    "Rows",
+    "SetSchema",
+    "Sick",
+    "Spawn",
+    "Worker",
+    "returned",
 ]
-
-
-@dataclass
-class Worker:
-    """One worker as the Droid knows it."""
-
-    state: str = "starting"  #: starting, ready, gone
-    given: deque[Range] = field(default_factory=deque)  #: assigned and not answered, in order of work
-    events: int = 0  #: in `given`
-    cut: str = ""  #: "" | "local" | "yoda" | "drain": where what it returns should go
-    killed: str = ""  #: "" | "timeout" | "revoked" | "drain": why we killed it
-    victim: int = -1  #: the event it was killed for
-    watched: tuple[int, float] = (-1, 0.0)  #: event, seconds seen on it
-
-    @property
-    def idle(self) -> bool:
-        return self.state == "ready" and not self.given
 
 
 def returned(ranges: list[Range], code: Code, wall: float = 0.0) -> NDArray[Any]:
@@ -66,16 +57,11 @@ class DroidCore:
     """State machine of one Droid. Methods are stimuli and return the instructions that follow."""
 
     def __init__(self, workers: int, timeout: float | None = None) -> None:
-        self.workers = [Worker() for _ in range(workers)]
-        self.backlog: deque[Range] = deque()
         self.pace = Pace(workers, timeout)
-        self.size = 0  #: > 0: fixed events per range
-        self.range_seconds = 1.0
-        self.remaining = 1  #: events pending at Yoda when it last wrote; 0 means this is the tail
+        self.holding = Holding(workers, self.pace)
         self.schema = ""
         self.draining = False
         self.stopped = False
-        self.reclaim = 0  #: events Yoda wants back and has not got yet
         self._asked: float | None = None  # when we asked Yoda for more, if it has not answered
         self._waiting = False  # Yoda has answered that there is nothing now
         self._start_failures = self._barren = 0
@@ -97,23 +83,13 @@ class DroidCore:
         return self.pace.limit(attempt)
 
     @property
-    def waiting_events(self) -> int:
-        """Events in the backlog."""
-        return sum(stop - start for start, stop, _ in self.backlog)
-
-    @property
-    def held(self) -> int:
-        """Events in backlog and workers."""
-        return self.waiting_events + sum(w.events for w in self.workers)
-
-    @property
-    def busy(self) -> int:
-        return sum(1 for w in self.workers if w.given)
+    def workers(self) -> list[Worker]:
+        return self.holding.workers
 
     @property
     def finished(self) -> bool:
         """Draining, and nothing is left to wait for."""
-        return self.draining and not self.backlog and not any(w.given for w in self.workers)
+        return self.draining and not self.holding.backlog and not self.holding.busy
 
     @property
     def waiting_for_yoda(self) -> bool:
@@ -127,8 +103,8 @@ class DroidCore:
         ready = sum(1 for w in self.workers if w.state == "ready")
         if not ready:
             return 0
-        backlog = self.waiting_events
-        low, high = self.pace.marks(ready, self.range_seconds, self.size)
+        backlog = self.holding.waiting
+        low, high = self.pace.marks(ready, self.holding.range_seconds, self.holding.size)
         if backlog >= low and backlog:
             return 0
         self._asked = now
@@ -150,7 +126,8 @@ class DroidCore:
         self._waiting = self._asked is not None and not ranges
         if not self._waiting:
             self._asked = None
-        self.size, self.range_seconds, self.remaining = size, range_seconds, remaining
+        holding = self.holding
+        holding.size, holding.range_seconds, holding.remaining = size, range_seconds, remaining
         if schema and schema != self.schema:
             if self.schema:  # another Droid was first
                 out.append(Discard())
@@ -161,8 +138,8 @@ class DroidCore:
                 out.append(Rows(returned(ranges, Code.DRAINED)))
             return out
         if ranges:
-            self.reclaim = 0  # who gives does not want back
-        self.backlog.extend(ranges)
+            holding.reclaim = 0  # who gives does not want back
+        holding.backlog.extend(ranges)
         return out + self._assign()
 
     def worker_ready(self, worker: int) -> list[Instruction]:
@@ -190,17 +167,18 @@ class DroidCore:
                 rows["kind"][wrong], rows["size"][wrong] = Kind.RETURNED, 0
             else:
                 keep &= ~wrong
-                self.backlog.extendleft(_ranges(rows[wrong])[::-1])
+                self.holding.again(_ranges(rows[wrong]))
             done &= ~wrong
             out.append(SetSchema(self.schema))
-        self._answered(w, int((rows["stop"] - rows["start"]).sum()))
+        self.holding.answered(worker, int((rows["stop"] - rows["start"]).sum()))
         back = kinds == Kind.RETURNED
         if back.any():
             if w.cut == "yoda":
                 rows["code"][back] = Code.REVOKED
-                self.reclaim = max(0, self.reclaim - int((rows["stop"] - rows["start"])[back].sum()))
+                given_back = int((rows["stop"] - rows["start"])[back].sum())
+                self.holding.reclaim = max(0, self.holding.reclaim - given_back)
             elif not self.draining:  # also from a worker that had finished before it saw that it was to be cut
-                self.backlog.extendleft(_ranges(rows[back])[::-1])
+                self.holding.again(_ranges(rows[back]))
                 keep &= ~back
             w.cut = ""
         if not w.given:
@@ -247,7 +225,7 @@ class DroidCore:
                 out.append(Failure(event, attempt, worker, Code.TIMEOUT if killed else code, how, wall))
         if self.draining or self.stopped:
             return [Rows(returned(rest, Code.DRAINED, wall))] if rest else []
-        self.backlog.extendleft(reversed(rest))
+        self.holding.again(rest)
         sick = self._hopeless(was_ready, bool(killed) or found or not blame, how)
         if sick is not None:
             self.stopped = True
@@ -293,7 +271,8 @@ class DroidCore:
         if self.draining:
             return []
         self.draining = True
-        back, self.backlog = list(self.backlog), deque()
+        back = list(self.holding.backlog)
+        self.holding.backlog.clear()
         out: list[Instruction] = [Rows(returned(back, Code.DRAINED))] if back else []
         for index, w in enumerate(self.workers):
             if w.given:
@@ -305,32 +284,21 @@ class DroidCore:
         """Others have made `ranges` durable: drop them. A worker with nothing else to do is killed, which frees it."""
         out: list[Instruction] = []
         for start, stop, _ in ranges:
-            kept: deque[Range] = deque()
-            for a, b, attempt in self.backlog:
-                kept.extend(r for r in ((a, min(b, start), attempt), (max(a, stop), b, attempt)) if r[0] < r[1])
-            self.backlog = kept
+            self.holding.drop(start, stop)
             for index, w in enumerate(self.workers):
                 if w.given and not w.killed and all(start <= a and b <= stop for a, b, _ in w.given):
                     w.killed = "revoked"
-                    w.given, w.events = deque(), 0
+                    w.given.clear()
+                    w.events = 0
                     out.append(Kill(index, "another Droid was faster"))
         return out
 
     def reclaimed(self, events: int, slots: NDArray[Any]) -> list[Instruction]:
         """Yoda has idle Droids: give back `events` from the end of the backlog, else the rest of the longest range."""
-        back: list[Range] = []
-        while self.backlog and events > 0:
-            start, stop, attempt = self.backlog.pop()
-            cut = max(start, stop - events)
-            if self.size:  # whole ranges only: rather one too many
-                cut = start + (cut - start) // self.size * self.size
-            if cut > start:
-                self.backlog.append((start, cut, attempt))
-            back.append((cut, stop, attempt))
-            events -= stop - cut
+        back = self.holding.tail(events)
         if back:
             return [Rows(returned(back, Code.REVOKED))]
-        self.reclaim = events
+        self.holding.reclaim = events
         return self._balance(slots)
 
     # -- inner workings ----------------------------------------------------------------------------------------------
@@ -348,89 +316,11 @@ class DroidCore:
                 return Sick(f"{self._barren} workers ended while on no event, and nothing was done: {how}", BAD_CONFIG)
         return None
 
-    def _answered(self, w: Worker, covered: int) -> None:
-        """The first `covered` events of what `w` was given are answered."""
-        while covered > 0 and w.given:
-            start, stop, attempt = w.given[0]
-            if stop - start <= covered:
-                covered -= stop - start
-                w.given.popleft()
-            else:
-                w.given[0] = (start + covered, stop, attempt)
-                covered = 0
-        w.events = sum(stop - start for start, stop, _ in w.given)
-
     def _assign(self) -> list[Instruction]:
-        """Give work to workers that have none, or nearly none, fairest first."""
-        if self.draining or self.stopped or not self.backlog:
-            return []
-        out: list[Instruction] = []
-        spe = self.seconds_per_event
-        order = sorted(
-            (i for i, w in enumerate(self.workers) if w.state == "ready" and not w.killed and not w.cut),
-            key=lambda i: self.workers[i].events,
-        )
-        for index in order:
-            w = self.workers[index]
-            if not self.backlog:
-                break
-            if w.given and (not spe or w.events * spe >= AHEAD_SECONDS):
-                continue
-            if w.given and self.remaining == 0 and any(o.idle for o in self.workers):
-                continue
-            ranges = self._take(spe)
-            w.given.extend(ranges)
-            w.events += sum(stop - start for start, stop, _ in ranges)
-            out.append(Assign(index, ranges))
-        return out
-
-    def _take(self, spe: float) -> list[Range]:
-        """The next ranges off the backlog for one worker: one, or as many tiny ones as make a message worth while."""
-        count = self.size or self.pace.range_events(self.range_seconds)
-        budget = AHEAD_SECONDS / spe if spe else 0.0
-        if self.remaining == 0 or len(self.backlog) < 2 * len(self.workers):
-            share = self.waiting_events / (2 * len(self.workers))
-            budget = min(budget, share)
-            if self.remaining == 0 and not self.size:
-                count = min(count, math.ceil(share))
-        ranges: list[Range] = []
-        while self.backlog and len(ranges) < BATCH_RANGES:
-            start, stop, attempt = self.backlog[0]
-            cut = min(stop, start + count)
-            if cut == stop:
-                self.backlog.popleft()
-            else:
-                self.backlog[0] = (cut, stop, attempt)
-            ranges.append((start, cut, attempt))
-            budget -= cut - start
-            if budget < count:
-                break
-        return ranges
+        return [] if self.draining or self.stopped else list(self.holding.assign())
 
     def _balance(self, slots: NDArray[Any]) -> list[Instruction]:
-        """At the tail: take the rest of the longest range from its worker for those that have nothing."""
-        if self.draining or self.stopped or self.backlog or self.size:  # a range of fixed size stays whole
-            return []
-        local = self.remaining == 0 and any(w.idle for w in self.workers)
-        if not local and not self.reclaim:
-            return []
-        spe = self.seconds_per_event
-        best, most = -1, max(1.0, 0.02 / spe if spe else 0.0)
-        for index, w in enumerate(self.workers):
-            if w.cut or w.killed or not w.given:
-                continue
-            event = int(slots["event"][index])
-            begun = sum(
-                min(max(event + 1 - start, 0), stop - start) for start, stop, _ in w.given if start <= event < stop
-            )
-            rest = w.events - max(begun, int(slots["count"][index]))
-            if rest >= most:
-                best, most = index, rest
-        if best < 0:
-            self.reclaim = 0
-            return []
-        self.workers[best].cut = "local" if local else "yoda"
-        return [Cut(best)]
+        return [] if self.draining or self.stopped else list(self.holding.balance(slots))
 
 
 def _ranges(rows: NDArray[Any]) -> list[Range]:

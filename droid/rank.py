@@ -108,7 +108,7 @@ class DroidShell:
         tick_at = time.monotonic()
         while not self.stopping:
             now = time.monotonic()
-            due = self.store.due(now, self.core.busy > 0) if self.store else TICK
+            due = self.store.due(now, self.core.holding.busy > 0) if self.store else TICK
             moved = False
             for fd, _ in self.poll.poll(1000 * max(0.0, min(pause, tick_at - now, due))):
                 moved = True
@@ -153,7 +153,7 @@ class DroidShell:
     def _commit(self, now: float) -> None:
         if self.store is None:
             return
-        self.store.pump(now, self.core.busy > 0)
+        self.store.pump(now, self.core.holding.busy > 0)
         self.out += self.store.ready
         self.notes += self.store.sealed
         if self.uploads is not None:
@@ -220,7 +220,7 @@ class DroidShell:
         if since < REPORT_GAP:
             return
         want = self.core.want(now)
-        quiet = self.options.heartbeat if self.core.remaining else min(TAIL_HEARTBEAT, self.options.heartbeat)
+        quiet = self.options.heartbeat if self.core.holding.remaining else min(TAIL_HEARTBEAT, self.options.heartbeat)
         if self.out or self.evidence or self.notes or want or since >= quiet:
             self._send_report(now, want)
         if self.core.finished and self.store.settled and not self.out:
@@ -246,8 +246,8 @@ class DroidShell:
                 records=rows.tobytes(),
                 evidence=self.evidence,
                 want=want,
-                backlog=sum(stop - start for start, stop, _ in self.core.backlog),
-                busy=self.core.busy,
+                backlog=self.core.holding.waiting,
+                busy=self.core.holding.busy,
                 seconds_per_event=self.core.seconds_per_event,
                 running=sorted(running, key=lambda pair: -pair[1])[:16],
                 times={b: n for b, n in times.items() if n},

@@ -409,8 +409,8 @@ class SimDroid:
         assert step.ranges
         for start, stop, _ in step.ranges:
             assert start < stop
-            if self.core.size:
-                assert stop - start <= self.core.size, "a range longer than the fixed size"
+            if self.core.holding.size:
+                assert stop - start <= self.core.holding.size, "a range longer than the fixed size"
 
     def failure(self, step: core.Failure) -> None:
         self.world.blamed(step.event, self)
@@ -426,7 +426,7 @@ class SimDroid:
 
     def poke(self) -> None:
         now = self.world.now
-        due = not self.core.busy or now >= self.unsynced_since + COMMIT_SECONDS
+        due = not self.core.holding.busy or now >= self.unsynced_since + COMMIT_SECONDS
         if self.unsynced and self.syncing is None and due:
             self.syncing, self.unsynced = np.concatenate(self.unsynced), []
             self.world.after(self.world.sync_seconds(), self, self.synced)
@@ -456,7 +456,7 @@ class SimDroid:
                 self.world.after(REPORT_GAP - since + 1e-6, self, self.poke)
             return
         want = self.core.want(now)
-        quiet = HEARTBEAT if self.core.remaining else 1.0
+        quiet = HEARTBEAT if self.core.holding.remaining else 1.0
         if self.out or self.evidence or want or since >= quiet:
             self.report_rows(now, want)
         if self.core.finished and not self.unsynced and self.syncing is None and not self.out:
@@ -473,14 +473,14 @@ class SimDroid:
         )
         times = {b: n - self.times_sent.get(b, 0) for b, n in self.core.times.items() if n != self.times_sent.get(b, 0)}
         self.times_sent = dict(self.core.times)
-        backlog = sum(stop - start for start, stop, _ in self.core.backlog)
+        backlog = self.core.holding.waiting
         self.send(
             messages.Report(
                 rows.tobytes(),
                 self.evidence,
                 want,
                 backlog,
-                self.core.busy,
+                self.core.holding.busy,
                 self.core.seconds_per_event,
                 [(e, s) for e, s in running[:16]],
                 times,

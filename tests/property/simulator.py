@@ -668,7 +668,7 @@ class SimYoda:
                 and droid.started
                 and droid.sick is None
                 and not droid.core.draining
-                and not droid.core.held
+                and not droid.core.holding.events
                 and any(w.state == "ready" for w in droid.core.workers)
                 and d.ledger.pending.total > 0
             )

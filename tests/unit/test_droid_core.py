@@ -93,7 +93,7 @@ def of(todo: list[Instruction], kind: type) -> list[Any]:
 
 
 def backlog(droid: Droid) -> list[Range]:
-    return list(droid.core.backlog)
+    return list(droid.core.holding.backlog)
 
 
 # -- asking and giving out ---------------------------------------------------------------------------------------------
@@ -423,12 +423,12 @@ def test_a_crash_while_draining_is_no_failure() -> None:
 def test_an_idle_worker_gets_the_rest_of_the_longest_range() -> None:
     d = Droid(2)
     d.granted((0, 10), remaining=1)
-    d.core.backlog.clear()
+    d.core.holding.backlog.clear()
     d.core.workers[0].given.clear()
     d.core.workers[0].given.append((0, 10, 0))
     d.core.workers[0].events = 10
     d.core.workers[1].given.clear()
-    d.core.remaining = 0
+    d.core.holding.remaining = 0
     d.on(0, 2)
     assert of(d.core.tick(d.now, d.slots), Cut) == [Cut(0)]
     _, keep, todo = d.results(0, (Kind.DONE, 0, 3), (Kind.RETURNED, 3, 10))
@@ -447,24 +447,24 @@ def test_reclaim_keeps_fixed_sizes_whole() -> None:
     d = Droid(1)
     d.granted((0, 40), size=10)
     assert ranges(d.core.reclaimed(12, d.slots), Rows) == [(20, 40)]
-    d.core.backlog.clear()
+    d.core.holding.backlog.clear()
     assert not d.core.reclaimed(5, d.slots)  # nor is a range that was begun cut
 
 
 def test_reclaim_cuts_a_worker_when_there_is_no_backlog_and_new_work_ends_it() -> None:
     d = Droid(1)
     d.granted((0, 10), seconds=1.0)
-    d.core.backlog.clear()
+    d.core.holding.backlog.clear()
     d.core.workers[0].given[0] = (0, 10, 0)
     d.core.workers[0].events = 10
     d.on(0, 0)
     assert d.core.reclaimed(5, d.slots) == [Cut(0)]
     rows, keep, _ = d.results(0, (Kind.DONE, 0, 1), (Kind.RETURNED, 1, 10))
     assert keep.all() and rows["code"][1] == Code.REVOKED
-    assert d.core.reclaim == 0
-    d.core.reclaim = 7
+    assert d.core.holding.reclaim == 0
+    d.core.holding.reclaim = 7
     d.granted((50, 60))
-    assert d.core.reclaim == 0
+    assert d.core.holding.reclaim == 0
 
 
 def test_what_a_worker_returns_unasked_stays_here() -> None:
@@ -484,7 +484,7 @@ def test_revoked_ranges_are_dropped_and_their_worker_is_freed() -> None:
     assert not backlog(d)
     todo = d.died(0, event=0, count=1)
     assert not of(todo, Failure) and of(todo, Spawn)
-    assert d.core.held == 2
+    assert d.core.holding.events == 2
 
 
 def test_revoked_while_its_result_is_on_the_way() -> None:

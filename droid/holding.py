@@ -1,0 +1,178 @@
+"""What a Droid holds: the backlog, and what each worker has been given and not yet answered. Pure.
+
+Every granted event is in exactly one of the backlog, a worker's `given`, or reported. Here it is decided who gets what
+next: the fairest first, a little before it runs dry, and at the tail of a task what one has too much of goes to others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from droid.instructions import Assign, Cut
+from droid.pace import AHEAD_SECONDS, Pace
+from eventrange.messages import Range
+
+BATCH_RANGES = 512  #: ranges in one message to a worker at most
+
+
+@dataclass
+class Worker:
+    """One worker as the Droid knows it."""
+
+    state: str = "starting"  #: starting, ready, gone
+    given: deque[Range] = field(default_factory=deque)  #: assigned and not answered, in order of work
+    events: int = 0  #: in `given`
+    cut: str = ""  #: "" | "local" | "yoda" | "drain": where what it returns should go
+    killed: str = ""  #: "" | "timeout" | "revoked" | "drain": why we killed it
+    victim: int = -1  #: the event it was killed for
+    watched: tuple[int, float] = (-1, 0.0)  #: event, seconds seen on it
+
+    @property
+    def idle(self) -> bool:
+        return self.state == "ready" and not self.given
+
+
+class Holding:
+    """Backlog and workers of one Droid."""
+
+    def __init__(self, workers: int, pace: Pace) -> None:
+        self.workers = [Worker() for _ in range(workers)]
+        self.backlog: deque[Range] = deque()
+        self.pace = pace
+        self.size = 0  #: > 0: fixed events per range
+        self.range_seconds = 1.0
+        self.remaining = 1  #: events pending at Yoda when it last wrote; 0 means this is the tail
+        self.reclaim = 0  #: events Yoda wants back and has not got yet
+
+    # -- what it knows -----------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """Events in the backlog."""
+        return sum(stop - start for start, stop, _ in self.backlog)
+
+    @property
+    def events(self) -> int:
+        """Events in backlog and workers."""
+        return self.waiting + sum(w.events for w in self.workers)
+
+    @property
+    def busy(self) -> int:
+        return sum(1 for w in self.workers if w.given)
+
+    # -- what comes and goes -----------------------------------------------------------------------------------------
+
+    def again(self, ranges: list[Range]) -> None:
+        """Put `ranges`, which a worker had, at the head of the backlog."""
+        self.backlog.extendleft(reversed(ranges))
+
+    def drop(self, start: int, stop: int) -> None:
+        """Take [start, stop) out of the backlog."""
+        kept: deque[Range] = deque()
+        for a, b, attempt in self.backlog:
+            kept.extend(r for r in ((a, min(b, start), attempt), (max(a, stop), b, attempt)) if r[0] < r[1])
+        self.backlog = kept
+
+    def tail(self, events: int) -> list[Range]:
+        """Take up to `events` off the end of the backlog."""
+        back: list[Range] = []
+        while self.backlog and events > 0:
+            start, stop, attempt = self.backlog.pop()
+            cut = max(start, stop - events)
+            if self.size:  # whole ranges only: rather one too many
+                cut = start + (cut - start) // self.size * self.size
+            if cut > start:
+                self.backlog.append((start, cut, attempt))
+            back.append((cut, stop, attempt))
+            events -= stop - cut
+        return back
+
+    def answered(self, worker: int, covered: int) -> None:
+        """The first `covered` events of what `worker` was given are answered."""
+        w = self.workers[worker]
+        while covered > 0 and w.given:
+            start, stop, attempt = w.given[0]
+            if stop - start <= covered:
+                covered -= stop - start
+                w.given.popleft()
+            else:
+                w.given[0] = (start + covered, stop, attempt)
+                covered = 0
+        w.events = sum(stop - start for start, stop, _ in w.given)
+
+    def assign(self) -> list[Assign]:
+        """Give work to workers that have none, or nearly none, fairest first."""
+        if not self.backlog:
+            return []
+        out: list[Assign] = []
+        spe = self.pace.seconds_per_event
+        order = sorted(
+            (i for i, w in enumerate(self.workers) if w.state == "ready" and not w.killed and not w.cut),
+            key=lambda i: self.workers[i].events,
+        )
+        for index in order:
+            w = self.workers[index]
+            if not self.backlog:
+                break
+            if w.given and (not spe or w.events * spe >= AHEAD_SECONDS):
+                continue
+            if w.given and self.remaining == 0 and any(o.idle for o in self.workers):
+                continue
+            ranges = self._take(spe)
+            w.given.extend(ranges)
+            w.events += sum(stop - start for start, stop, _ in ranges)
+            out.append(Assign(index, ranges))
+        return out
+
+    def balance(self, slots: NDArray[Any]) -> list[Cut]:
+        """At the tail: take the rest of the longest range from its worker for those that have nothing."""
+        if self.backlog or self.size:  # a range of fixed size stays whole
+            return []
+        local = self.remaining == 0 and any(w.idle for w in self.workers)
+        if not local and not self.reclaim:
+            return []
+        spe = self.pace.seconds_per_event
+        best, most = -1, max(1.0, 0.02 / spe if spe else 0.0)
+        for index, w in enumerate(self.workers):
+            if w.cut or w.killed or not w.given:
+                continue
+            event = int(slots["event"][index])
+            begun = sum(
+                min(max(event + 1 - start, 0), stop - start) for start, stop, _ in w.given if start <= event < stop
+            )
+            rest = w.events - max(begun, int(slots["count"][index]))
+            if rest >= most:
+                best, most = index, rest
+        if best < 0:
+            self.reclaim = 0
+            return []
+        self.workers[best].cut = "local" if local else "yoda"
+        return [Cut(best)]
+
+    def _take(self, spe: float) -> list[Range]:
+        """The next ranges off the backlog for one worker: one, or as many tiny ones as make a message worth while."""
+        count = self.size or self.pace.range_events(self.range_seconds)
+        budget = AHEAD_SECONDS / spe if spe else 0.0
+        if self.remaining == 0 or len(self.backlog) < 2 * len(self.workers):
+            share = self.waiting / (2 * len(self.workers))
+            budget = min(budget, share)
+            if self.remaining == 0 and not self.size:
+                count = min(count, math.ceil(share))
+        ranges: list[Range] = []
+        while self.backlog and len(ranges) < BATCH_RANGES:
+            start, stop, attempt = self.backlog[0]
+            cut = min(stop, start + count)
+            if cut == stop:
+                self.backlog.popleft()
+            else:
+                self.backlog[0] = (cut, stop, attempt)
+            ranges.append((start, cut, attempt))
+            budget -= cut - start
+            if budget < count:
+                break
+        return ranges
