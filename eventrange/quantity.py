@@ -131,6 +131,15 @@ def format_size(size: int) -> str:
     return best
 
 
+def span(seconds: float) -> str:
+    """A length of time for people, in two units: `3 h 07 min`."""
+    whole = round(seconds)
+    for size, name, small, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size:,} {name} {whole % size // small:02d} {below}"
+    return f"{seconds:.1f} s"
+
+
 def _fraction(text: str) -> Fraction:
     _, _, exponent = text.lower().partition("e")
     if exponent and abs(int(exponent)) > 400:  # Fraction would build a number of that many digits

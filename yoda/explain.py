@@ -14,10 +14,11 @@ import numpy as np
 
 from eventrange.axis import Axis
 from eventrange.history import Story
+from eventrange.quantity import span
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 from yoda.names import range_name
-from yoda.status import span, status
+from yoda.status import status
 from yoda.verdict import verdict
 
 Copies = dict[tuple[str, int, int], dict[str, str]]  #: (allocation, droid, segment) -> endpoint -> place

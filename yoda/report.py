@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from eventrange.axis import Axis
 from eventrange.history import Story
+from eventrange.quantity import span
 from eventrange.taskdir import TaskDir
 from eventrange.times import PER_OCTAVE, quantile
 from yoda import svg
@@ -23,7 +24,7 @@ from yoda.chronicle import Chronicle, chronicle
 from yoda.core_seconds import Account
 from yoda.names import event_name, range_name
 from yoda.report_page import details, heading, page, table
-from yoda.status import ALIVE, compose, span
+from yoda.status import ALIVE, compose
 from yoda.task import Frozen, need_task
 from yoda.verdict import COLUMNS, HEADS, cells, rows, verdict
 

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from eventrange.quantity import span
 from eventrange.taskdir import TaskDir
 from slurm.commands import NOT_FOUND, Ran, Runner, run_command
 from slurm.ending import Ended, why_ended
@@ -132,8 +133,6 @@ def _where(job: dict[str, Any], now: float) -> str:
 
 
 def _minutes(seconds: float) -> str:
-    from yoda.status import span
-
     return span(max(0.0, seconds))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from eventrange.axis import Axis
 from eventrange.history import JournalState, Story
 from eventrange.intervals import IntervalSet
+from eventrange.quantity import span
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue
 from yoda.accounting import account_entries
@@ -254,15 +255,6 @@ def render(state: dict[str, Any], width: int = 80) -> str:
 def _queued(state: dict[str, Any]) -> bool:
     """Whether Slurm has a job that will go on with the task."""
     return any(job["state"] != "GONE" for job in (state.get("slurm") or {}).get("jobs", ()))
-
-
-def span(seconds: float) -> str:
-    """A length of time in two units: `3 h 07 min`."""
-    whole = round(seconds)
-    for size, name, small, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size:,} {name} {whole % size // small:02d} {below}"
-    return f"{seconds:.1f} s"
 
 
 def _wrap(line: str, width: int) -> list[str]:

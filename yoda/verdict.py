@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from yoda.status import span
+from eventrange.quantity import span
 
 #: part -> (word, what makes it smaller)
 ADVICE = {

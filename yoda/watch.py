@@ -10,9 +10,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from eventrange.axis import Axis
+from eventrange.quantity import span
 from eventrange.taskdir import TaskDir
 from yoda.live import Live
-from yoda.status import span
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -12,10 +12,11 @@ import pytest
 
 from eventrange import records
 from eventrange.journal import JournalWriter
+from eventrange.quantity import span
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 from yoda import journal_view
-from yoda.status import render, span, task_status
+from yoda.status import render, task_status
 
 SCHEMA: dict[str, Any] = {
     "version": int,
