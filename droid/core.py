@@ -62,6 +62,7 @@ class DroidCore:
         self.schema = ""
         self.draining = False
         self.stopped = False
+        self.again = 0.0  #: seconds of work on ranges that were broken off and begin again
         self._asked: float | None = None  # when we asked Yoda for more, if it has not answered
         self._waiting = False  # Yoda has answered that there is nothing now
         self._start_failures = self._barren = 0
@@ -194,9 +195,18 @@ class DroidCore:
         return keep, out + self._assign()
 
     def worker_exited(
-        self, worker: int, how: str, event: int, count: int, code: Code = Code.EXITED, blame: bool = True
+        self,
+        worker: int,
+        how: str,
+        event: int,
+        count: int,
+        code: Code = Code.EXITED,
+        blame: bool = True,
+        seconds: float = 0.0,
+        before: float = 0.0,
     ) -> list[Instruction]:
-        """A worker process ended. `event`, `count` are what its slot says it was on (-1: nothing).
+        """A worker process ended. `event`, `count` are what its slot says it was on (-1: nothing), for `seconds` and
+        for `before` on the range until then.
 
         The event is to blame unless we killed the worker for other reasons, or it was on a group of events: then each
         is tried alone. Everything else it had is done by others.
@@ -204,7 +214,6 @@ class DroidCore:
         w = self.workers[worker]
         was_ready = w.state == "ready"
         given, killed, victim = list(w.given), w.killed, w.victim
-        wall = w.watched[1] if w.watched[0] == event else 0.0
         self.workers[worker] = Worker(state="gone")
         # One that was killed for an event and got on to the next before it died: nothing is known against the next.
         # The end of an allocation, or of a sick Droid, is no failure either (L9).
@@ -222,9 +231,11 @@ class DroidCore:
                 rest += [(e, e + 1, attempt) for e in range(start, stop)]
             else:
                 rest += [r for r in ((start, event, attempt), (event + 1, stop, attempt)) if r[0] < r[1]]
-                out.append(Failure(event, attempt, worker, Code.TIMEOUT if killed else code, how, wall))
+                out.append(Failure(event, attempt, worker, Code.TIMEOUT if killed else code, how, seconds))
+                seconds = 0.0  # they are in its record
         if self.draining or self.stopped:
-            return [Rows(returned(rest, Code.DRAINED, wall))] if rest else []
+            return [Rows(returned(rest, Code.DRAINED, before + seconds))] if rest else []
+        self.again += before + seconds
         self.holding.again(rest)
         sick = self._hopeless(was_ready, bool(killed) or found or not blame, how)
         if sick is not None:

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,13 +24,25 @@ SEND_SECONDS = 5.0  #: an order to a worker is a few kilobytes; one that cannot 
 TEXT = 4000  #: characters of a worker's last output kept as evidence
 
 
+@dataclass(frozen=True)
+class Last:
+    """What a worker that ended was on: `event` (-1: nothing), one of `count`; seconds spent on it, seconds before that
+    on the range it belongs to, and seconds of CPU since about the event's beginning."""
+
+    event: int
+    count: int
+    seconds: float
+    before: float
+    cpu: float
+
+
 class Owner(Protocol):
     """What a crew tells: the Droid."""
 
     def zygote_ready(self, message: dict[str, Any], again: bool) -> None: ...
     def zygote_failed(self, text: str, exit_code: int) -> None: ...
     def worker_frame(self, index: int, kind: int, payload: memoryview) -> None: ...
-    def worker_exited(self, index: int, how: str, event: int, count: int, cpu: float) -> None: ...
+    def worker_exited(self, index: int, how: str, last: Last) -> None: ...
 
 
 @dataclass
@@ -205,9 +218,12 @@ class Crew:
         self._receive(index, everything=True)  # results it sent before it died count
         self._drop(index)
         slot = self.slots.snapshot()[index]
+        event, count, since, begun, cpu = slot[["event", "count", "since", "begun", "cpu"]].item()
         self.slots.clear(index)
         how = _how(message["status"], message["cpu"], message["rss"])
-        self.owner.worker_exited(index, how, int(slot["event"]), int(slot["count"]), message["cpu"])
+        seconds = max(0.0, time.monotonic() - since)
+        last = Last(event, count, seconds, max(0.0, since - begun), max(0.0, message["cpu"] - cpu))
+        self.owner.worker_exited(index, how, last if event >= 0 else Last(-1, 0, 0.0, 0.0, 0.0))
 
     def _close(self, peer: _Peer) -> None:
         if peer.open:

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from droid import core, signals, wire
-from droid.crew import Crew, signal_name
+from droid.crew import Crew, Last, signal_name
 from droid.slots import Slots
+from droid.spent import Spent
 from droid.store import Choices, Store, void
 from droid.transport import Transport
 from eventrange import messages, records
@@ -91,6 +92,7 @@ class DroidShell:
         self.together = True  # whether MPI can be finalized: all ranks will do so
         self.uploads = options.uploads
         self._upload_until = 0.0  # set when draining begins
+        self.spent = Spent(time.monotonic())
         self._times_told: dict[int, int] = {}
         self._reported = 0.0
         self._said_bye = False
@@ -138,6 +140,8 @@ class DroidShell:
             pass
 
     def _tick(self, now: float) -> None:
+        if all(w.state != "starting" for w in self.core.workers):
+            self.notes += self.spent.note(self.transport.rank, now)
         if self.uploads is not None:
             self.notes += self.uploads.news()
         if 0 in self.transport.failed():
@@ -230,6 +234,7 @@ class DroidShell:
                 self.uploads.finish(max(0.0, self._upload_until - now))
                 if not self.uploads.over:
                     return
+            self.notes += self.spent.note(self.transport.rank, now, last=True)
             self._send_report(now, 0)
             self._send(messages.Bye("drained"))
             self._said_bye = True
@@ -276,12 +281,14 @@ class DroidShell:
         if kind == wire.READY:
             if self.core.schema:
                 self.crew.send(index, wire.frame(wire.SCHEMA, self.core.schema.encode()))
+            self.spent.ready(index, time.monotonic())
             self._do(self.core.worker_ready(index))
         elif kind == wire.CANNOT:
             self._fall_sick(bytes(payload).decode(errors="replace"), BAD_CONFIG)
         elif kind == wire.BATCH and self.store is not None:
             rows, extra, images = wire.unbatch(payload)
             rows["worker"] = index
+            self.spent.input += extra.input
             self.evidence += [msgspec.structs.replace(e, worker=index) for e in extra.evidence]
             keep, todo = self.core.results(index, rows, extra.times, extra.schema)
             if self.core.workers[index].idle:
@@ -289,10 +296,12 @@ class DroidShell:
             self.store.add(rows, images, keep, time.monotonic())
             self._do(todo)
 
-    def worker_exited(self, index: int, how: str, event: int, count: int, cpu: float) -> None:
+    def worker_exited(self, index: int, how: str, last: Last) -> None:
         if f"signal {int(signal.SIGKILL)} " in how and not self.core.workers[index].killed:
             how += "; not by us: out of memory?"
-        self._do(self.core.worker_exited(index, how, event, count), cpu)
+        todo = self.core.worker_exited(index, how, last.event, last.count, seconds=last.seconds, before=last.before)
+        self._do(todo, last.cpu)
+        self.spent.again, self.core.again = self.spent.again + self.core.again, 0.0
 
     def _start_workers(self) -> None:
         """Both must be there, in either order: the payload, and what Yoda says of the task."""
@@ -304,6 +313,7 @@ class DroidShell:
     def _do(self, todo: list[core.Instruction], cpu: float = 0.0) -> None:
         for step in todo:
             if isinstance(step, core.Spawn):
+                self.spent.forked(step.worker, time.monotonic())
                 self.crew.spawn(step.worker)
             elif isinstance(step, core.Assign):
                 self.crew.send(step.worker, wire.frame(wire.RANGES, messages.pack_ranges(step.ranges)))
@@ -329,7 +339,7 @@ class DroidShell:
     def _failure(self, failed: core.Failure, cpu: float) -> None:
         """A worker died of an event, so the report of it is ours to write."""
         event, attempt, worker, wall = failed.event, failed.attempt, failed.worker, failed.wall
-        row = records.new(1, kind=Kind.FAILED, code=failed.code, attempt=attempt, worker=worker, wall=wall)
+        row = records.new(1, kind=Kind.FAILED, code=failed.code, attempt=attempt, worker=worker, wall=wall, cpu=cpu)
         row["start"], row["stop"], row["time"] = event, event + 1, time.time() - wall
         self.out.append(row)
         text = f"it took longer than its limit; {failed.text}" if failed.code == Code.TIMEOUT else failed.text

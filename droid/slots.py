@@ -15,13 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: `event` axis position of the event (or first of the group) being processed, -1 none; `count` events in the group;
-#: `since` CLOCK_MONOTONIC seconds, which all processes of a node share; `cut` set by the Droid.
+#: `since` CLOCK_MONOTONIC seconds, which all processes of a node share; `begun` the same, of the range it belongs to;
+#: `cpu` seconds of CPU the process had used by then, or a moment before; `cut` set by the Droid.
 SLOT = np.dtype(
-    [("event", "<i8"), ("count", "<i8"), ("since", "<f8"), ("done", "<i8"), ("cut", "<i8"), ("spare", "<i8", (3,))]
+    [
+        *(("event", "<i8"), ("count", "<i8"), ("since", "<f8"), ("begun", "<f8"), ("cpu", "<f8")),
+        *(("cut", "<i8"), ("spare", "<i8", (2,))),
+    ]
 )
 _NOW = struct.Struct("<qqd")
+_BEGIN = struct.Struct("<qqddd")
+_CPU = SLOT.fields["cpu"][1]  # type: ignore[index]
 _CUT = SLOT.fields["cut"][1]  # type: ignore[index]
-_DONE = SLOT.fields["done"][1]  # type: ignore[index]
 
 
 class Slots:
@@ -55,6 +60,14 @@ class Slot:
         self._memory = memory
         self._offset = index * SLOT.itemsize
         self._cut = self._offset + _CUT
+
+    def begin(self, event: int, count: int, now: float, cpu: float) -> None:
+        """A range begins."""
+        _BEGIN.pack_into(self._memory, self._offset, event, count, now, now, cpu)
+
+    def used(self, cpu: float) -> None:
+        """Seconds of CPU used so far."""
+        struct.pack_into("<d", self._memory, self._offset + _CPU, cpu)
 
     def enter(self, event: int, count: int, now: float) -> None:
         _NOW.pack_into(self._memory, self._offset, event, count, now)

@@ -25,13 +25,13 @@ _PARTS = struct.Struct("<II")
 
 
 class Extra(msgspec.Struct, array_like=True):
-    """The small part of a batch: evidence of failures, event times (bin -> events), the schema of the images, times
-    idle."""
+    """The small part of a batch: evidence of failures, event times (bin -> events), the schema of the images, seconds
+    spent waiting for input."""
 
     evidence: list[Evidence] = []
     times: dict[int, int] = {}
     schema: str = ""
-    waited: float = 0.0
+    input: float = 0.0
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -34,6 +34,7 @@ from eventrange.times import PER_OCTAVE, SHORTEST, time_bin
 FLUSH_SECONDS = 0.02  #: results wait this long at most while there is more to do
 FLUSH_BYTES = 8 << 20  #: and images no longer than this
 TEXT = 4000  #: characters of traceback and stderr kept as evidence
+CPU_SECONDS = 0.01  #: the CPU time used is noted at the first event after so long: asking for it costs a system call
 OUTPUT_BYTES = 1 << 20  #: a worker's captured output is cut back when it grows beyond this
 
 
@@ -77,7 +78,7 @@ class WorkerLoop:
         self._times: dict[int, int] = {}
         self._schema = ""
         self._flushed = time.monotonic()
-        self.waited = 0.0
+        self.waited = 0.0  # for input
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -126,9 +127,9 @@ class WorkerLoop:
         """
         start, stop, attempt = work
         begun = (time.time(), time.monotonic(), time.process_time())
-        self.slot.enter(start, 1 if self.payload.per_event else stop - start, begun[1])
+        self.slot.begin(start, 1 if self.payload.per_event else stop - start, *begun[1:])
         try:
-            events = self.events.read(start, stop) if self.payload.needs_events else range(start, stop)
+            events = self._read(start, stop, begun) if self.payload.needs_events else range(start, stop)
         except Exception as error:
             if stop - start > 1:  # find the event that cannot be read
                 for event in range(start, stop):
@@ -143,12 +144,17 @@ class WorkerLoop:
             self._grouped(work, events, begun)
         self.slot.leave()
 
+    def _read(self, start: int, stop: int, begun: tuple[float, float, float]) -> Sequence[Any]:
+        events = self.events.read(start, stop)
+        self.waited += max(0.0, time.monotonic() - begun[1] - (time.process_time() - begun[2]))
+        return events
+
     def _per_event(self, work: Range, events: Sequence[Any], begun: tuple[float, float, float]) -> None:
         start, stop, attempt = work
         process, enter, slot, times = self.payload.process, self.slot.enter, self.slot, self._times
         made: list[dict[str, Any]] = []
         first = start
-        before = begun[1]
+        before = asked = begun[1]
         for at in range(start, stop):
             if slot.cut:
                 slot.take_cut()
@@ -156,6 +162,9 @@ class WorkerLoop:
                 self._row(Kind.RETURNED, Code.DRAINED, (at, stop, attempt), _now())
                 return
             enter(at, 1, before)
+            if before - asked > CPU_SECONDS:
+                asked = before
+                slot.used(time.process_time())
             try:
                 made.append(process(events[at - start], at))
             except BaseException as error:  # sys.exit() in a payload ends an event, not a worker
@@ -181,7 +190,7 @@ class WorkerLoop:
                 return
             for at in range(start, stop):  # one of them is bad: find it, the others are fine
                 begun = _now()
-                self.slot.enter(at, 1, begun[1])
+                self.slot.begin(at, 1, *begun[1:])
                 self._grouped((at, at + 1, attempt), events[at - start : at - start + 1], begun)
             return
         each = (time.monotonic() - begun[1]) / (stop - start)
@@ -278,9 +287,7 @@ def serve(sock: socket.socket, loop: WorkerLoop) -> None:
     while True:
         if not todo:
             loop.flush()
-            waited = time.monotonic()
             data: bytes | None = sock.recv(1 << 16)
-            loop.waited += time.monotonic() - waited
         else:
             data = sock.recv(1 << 16) if poll.poll(0) else None
         if data == b"":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 from runs import Place
 
@@ -31,7 +32,11 @@ def process(event, random):
         os._exit(3)
     if what == "sys.exit":
         sys.exit(3)
-    if what == "segfault":
+    if what == "late":
+        begun = time.process_time()
+        while time.process_time() < begun + 0.3:
+            pass
+    if what in ("segfault", "late"):
         ctypes.string_at(0)
     if what == "abort":
         os.abort()
@@ -145,14 +150,18 @@ def test_every_kind_of_bad_event_costs_itself(place_here: Place) -> None:
 def test_one_bad_event_of_twenty_costs_exactly_one_and_a_fix_completes(place_here: Place) -> None:
     """In one range of twenty: the segfault is found, nineteen are done; after the repair the task completes."""
     place = place_here
-    job(place, {13: "segfault"}, 20, ranges={"events": 20})
+    job(place, {13: "late"}, 20, ranges={"events": 20})
     done = place.run()
     assert done.code == 65, done.text
     assert "13" in done.err, "the quarantined event is named"
     assert list(place.progress().quarantined) == [(13, 14)]
     assert merged_events(place) == [event for event in range(20) if event != 13]
-    failed = sum(int((rows["kind"] == Kind.FAILED).sum()) for _, rows in place.story())
-    assert failed == 3
+    failed = np.concatenate([rows[rows["kind"] == Kind.FAILED] for _, rows in place.story()])
+    assert len(failed) == 3
+    for seconds in (*failed["cpu"].tolist(), *(note["cpu"] for note in place.notes("evidence"))):
+        assert 0.29 <= seconds < 1, "CPU of the event, not of the worker's life"
+    assert all(failed["wall"] >= 0.29), "known to better than a tick"
+    assert place.notes("spent")[-1]["starting"] > 0
     done = place.run()
     assert done.code == 65, "nothing to do but to say so\n" + done.text
     job(place, {}, 20, ranges={"events": 20})

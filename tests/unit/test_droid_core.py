@@ -299,9 +299,19 @@ def test_a_hanging_event_is_killed_and_blamed() -> None:
     d.on(0, 1)
     assert not of(d.after(10.0), Kill)
     assert [k.worker for k in of(d.after(5.0), Kill)] == [0]
-    (failure,) = of(d.died(0, event=1, count=1), Failure)
-    assert (failure.event, failure.code) == (1, Code.TIMEOUT)
-    assert failure.wall > 10
+    (failure,) = of(d.died(0, event=1, count=1, seconds=15.0, before=3.0), Failure)
+    assert (failure.event, failure.code, failure.wall) == (1, Code.TIMEOUT, 15.0)
+    assert d.core.again == 3.0  # event 0 begins again
+
+
+def test_what_is_broken_off_is_lost_once() -> None:
+    d = Droid(2)
+    d.granted((0, 4), (4, 8), size=4)
+    d.died(0, event=2, count=4, seconds=2.0)  # a group: its events are tried one by one
+    assert d.core.again == 2.0
+    d.core.drain(d.now, 10.0)
+    (rows,) = of(d.died(1, event=6, count=1, seconds=1.0, before=4.0), Rows)
+    assert rows.rows["wall"].sum() == 5.0 and d.core.again == 2.0
 
 
 def test_one_that_got_on_to_the_next_event_before_the_kill_blames_nobody() -> None:
