@@ -24,7 +24,6 @@ from eventrange.errors import StorageFull as Full
 from eventrange.errors import StorageMissing as Missing
 from eventrange.errors import StoragePermanent as Permanent
 from eventrange.errors import StorageTransient as Transient
-from stageout.site import EndpointSite
 
 __all__ = [
     "Conflict",
@@ -40,7 +39,6 @@ __all__ = [
     "Tools",
     "Transient",
     "check_key",
-    "open_endpoint",
 ]
 
 CHUNK = 1 << 20  # bytes per read: large enough that hashing dominates, small enough to keep memory flat
@@ -199,14 +197,3 @@ class Throttle:
             wait = self._free_at - now
         if wait > 0:
             self._tools.sleep(wait)
-
-
-def open_endpoint(site: EndpointSite, tools: Tools | None = None) -> Endpoint:
-    """The endpoint a site file entry describes. Nothing is contacted yet; boto3 is imported only for `s3://`."""
-    if site.scheme == "file":
-        from stageout.posix import PosixEndpoint
-
-        return PosixEndpoint(site, tools or Tools())
-    from stageout.s3 import S3Endpoint
-
-    return S3Endpoint(site, tools or Tools())

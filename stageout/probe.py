@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from eventrange.errors import StorageError, StoragePermanent, YodaError
-from stageout.endpoint import Endpoint, Tools, open_endpoint
+from stageout.endpoint import Endpoint, Tools
+from stageout.opening import open_endpoint
 from stageout.site import EndpointSite
 
 SIZE = (1 << 20) + 13  # of the probe object: more than one block of anything

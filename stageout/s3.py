@@ -36,11 +36,11 @@ from stageout.endpoint import (
     read_source,
 )
 from stageout.s3client import S3Client
+from stageout.s3read import Reader
 from stageout.site import EndpointSite
 
 SHA256, ADLER32 = "yoda-sha256", "yoda-adler32"  # metadata keys; some servers change their case
 MAX_PARTS = 9_000  # S3 allows 10,000
-SLOW_AFTER = 10.0  # seconds of reading before the minimum rate counts
 
 
 class S3Endpoint:
@@ -52,6 +52,7 @@ class S3Endpoint:
         self.bucket, self.prefix = parts.netloc, parts.path.strip("/")
         self._client = S3Client(site, tools, site.concurrency + 4)
         self._throttle = Throttle(site.max_bandwidth, tools)
+        self._reader = Reader(self._client, self._throttle, self._get_object)
         self._pool = ThreadPoolExecutor(site.concurrency, f"s3-{site.name}")
         self._slots = threading.Semaphore(site.concurrency + 1)  # parts in memory, of all objects together
         self._conditional = site.conditional
@@ -86,7 +87,7 @@ class S3Endpoint:
         stored, summer, temporary = self.head(key), Summer(), f"{path}.yoda-part.{os.getpid()}-{threading.get_ident()}"
         try:
             with open(temporary, "wb") as file:
-                for data in self._read("get", key, 0, None):
+                for data in self._reader.read("get", key, 0, None):
                     summer.update(data)
                     file.write(data)
                 file.flush()
@@ -100,7 +101,7 @@ class S3Endpoint:
 
     def get_range(self, key: str, offset: int, size: int) -> bytes:
         """See `Endpoint.get_range`."""
-        return b"".join(self._read("get_range", key, offset, size)) if size else b""
+        return b"".join(self._reader.read("get_range", key, offset, size)) if size else b""
 
     def head(self, key: str) -> Stat:
         """See `Endpoint.head`."""
@@ -109,7 +110,7 @@ class S3Endpoint:
     def digest(self, key: str) -> Stat:
         """See `Endpoint.digest`."""
         summer = Summer()
-        for data in self._read("digest", key, 0, None):
+        for data in self._reader.read("digest", key, 0, None):
             summer.update(data)
         return summer.stat(key)
 
@@ -341,58 +342,6 @@ class S3Endpoint:
         if found.size != stored.size or stored.sha256 not in (None, found.sha256):
             raise self._error(Corrupt, operation, found.key, f"got {found.size} bytes with sha256 {found.sha256}")
 
-    # --- reading ------------------------------------------------------------------------------------------------------
-
-    def _read(self, operation: str, key: str, offset: int, size: int | None) -> Iterator[bytes]:
-        """The bytes from `offset`, `size` of them or all; goes on where a broken connection stopped."""
-        done, failures, failed_at, etag = 0, 0, 0, None
-        while size is None or done < size:
-            last = "" if size is None else str(offset + size - 1)
-            span: dict[str, Any] = (
-                {} if offset + done == 0 and size is None else {"Range": f"bytes={offset + done}-{last}"}
-            )
-            reply = self._call(operation, key, "get_object", **span)
-            if etag not in (None, reply.get("ETag")):
-                raise self._error(Corrupt, operation, key, "the object changed while it was read")
-            etag, expected = reply.get("ETag"), int(reply["ContentLength"])
-            if size is None:
-                size = done + expected  # of the first reply: the whole
-            try:
-                for data in self._body(operation, key, reply["Body"], min(expected, size - done)):
-                    done += len(data)
-                    yield data
-                if done < size and expected < size - done:
-                    raise self._error(Corrupt, operation, key, f"ends {size - done} bytes before {offset}+{size}")
-            except Transient as error:
-                # Headway forgives earlier failures, but not a few bytes at a time.
-                failures, failed_at = 1 if done - failed_at >= CHUNK else failures + 1, done
-                if failures >= self.site.attempts:
-                    raise
-                self._client.pause(failures - 1, error)
-
-    def _body(self, operation: str, key: str, body: Any, size: int) -> Iterator[bytes]:
-        """A reply's body in pieces; Transient when it ends early or drips slower than the site's minimum rate."""
-        raw = getattr(body, "_raw_stream", body)
-        read = getattr(raw, "read1", None) or raw.read  # read1 returns what is there, so that a drip can be noticed
-        done, spent = 0, 0.0
-        try:
-            while done < size:
-                if self._client.closed.is_set():
-                    raise self._error(Transient, operation, key, "stopped")
-                self._throttle.take(min(CHUNK, size - done))
-                start = self._tools.clock()
-                with self._client.errors(operation, key):
-                    data = read(min(CHUNK, size - done))
-                spent += self._tools.clock() - start
-                if not data:
-                    raise self._error(Transient, operation, key, f"the reply broke off after {done} of {size} bytes")
-                done += len(data)
-                if spent > SLOW_AFTER and done < self.site.min_rate * spent:
-                    raise self._error(Transient, operation, key, f"too slow: {done} bytes in {spent:.0f} s")
-                yield data
-        finally:
-            body.close()
-
     # --- small things -------------------------------------------------------------------------------------------------
 
     def _call(
@@ -401,6 +350,9 @@ class S3Endpoint:
         return self._client.call(
             operation, key, method, attempts=attempts, Bucket=self.bucket, Key=self._full(check_key(key)), **values
         )
+
+    def _get_object(self, operation: str, key: str, span: dict[str, Any]) -> dict[str, Any]:
+        return self._call(operation, key, "get_object", **span)
 
     def _full(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key

@@ -27,7 +27,8 @@ import msgspec
 from eventrange.errors import SegmentDamaged, StorageError
 from stageout import protocol
 from stageout.alert import alert
-from stageout.endpoint import Endpoint, Tools, open_endpoint
+from stageout.endpoint import Endpoint, Tools
+from stageout.opening import open_endpoint
 from stageout.protocol import Segment
 from stageout.site import EndpointSite
 from stageout.staging import Instruction, RemoveCopy, RemoveLocal, Staging, Tell, Upload

@@ -101,7 +101,7 @@ def open_images(
     """The images of a task; endpoints are opened when something is not in the task directory."""
 
     def endpoints() -> list[Endpoint]:
-        from stageout.endpoint import open_endpoint
+        from stageout.opening import open_endpoint
 
         try:
             return [open_endpoint(one) for one in storage_of(taskdir, catalogue, site).endpoints]

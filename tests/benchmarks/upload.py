@@ -25,7 +25,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "s3")]
 
 import servers  # noqa: E402
 
-from stageout.endpoint import open_endpoint  # noqa: E402
+from stageout.opening import open_endpoint  # noqa: E402
 from stageout.site import EndpointSite  # noqa: E402
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import servers
 from faultproxy import FaultProxy
 
-from stageout.endpoint import Endpoint, Tools, open_endpoint
+from stageout.endpoint import Endpoint, Tools
+from stageout.opening import open_endpoint
 from stageout.site import EndpointSite
 
 _number = itertools.count(1)

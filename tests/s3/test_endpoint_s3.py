@@ -13,7 +13,8 @@ import pytest
 import servers
 from buckets import Bucket
 
-from stageout.endpoint import Conflict, Corrupt, Full, Missing, Permanent, SegmentDamaged, Transient, open_endpoint
+from stageout.endpoint import Conflict, Corrupt, Full, Missing, Permanent, SegmentDamaged, Transient
+from stageout.opening import open_endpoint
 
 BIG = os.urandom((11 << 20) + 17)  # three parts
 Put = Callable[..., Any]

@@ -13,7 +13,8 @@ import pytest
 from buckets import Bucket
 from faultproxy import Fault
 
-from stageout.endpoint import Corrupt, Full, Permanent, Tools, Transient, open_endpoint
+from stageout.endpoint import Corrupt, Full, Permanent, Tools, Transient
+from stageout.opening import open_endpoint
 
 BIG = os.urandom((11 << 20) + 17)
 Put = Callable[..., Any]

@@ -24,8 +24,8 @@ from stageout.endpoint import (
     SegmentDamaged,
     Tools,
     Transient,
-    open_endpoint,
 )
+from stageout.opening import open_endpoint
 from stageout.posix import PART, PosixEndpoint
 from stageout.site import EndpointSite
 
@@ -150,7 +150,8 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
     code = (
         f"{limit}\nimport signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from stageout.endpoint import *\nfrom stageout.site import EndpointSite\n"
+        "from stageout.endpoint import *\nfrom stageout.opening import open_endpoint\n"
+        "from stageout.site import EndpointSite\n"
         f"e = open_endpoint(EndpointSite(name='disk', url='file://{tmp_path}/store'))\n"
         f"try: e.put(bytes(5000), 'key', **{sums(bytes(5000))!r})\nexcept Full: print('full')\n"
     )
@@ -192,7 +193,7 @@ def test_list_shows_objects_only(tmp_path: Path) -> None:
 def test_killed_at_any_point_leaves_no_false_truth_and_is_cleaned(tmp_path: Path, moment: str) -> None:
     """A process is killed at that call; the next start cleans, does it again, and there is one whole object."""
     code = (
-        "import os, signal\nfrom stageout import posix\nfrom stageout.endpoint import *\n"
+        "import os, signal\nfrom stageout import posix\nfrom stageout.opening import open_endpoint\n"
         "from stageout.site import EndpointSite\n"
         f"def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\nposix.os.{moment} = die\n"
         f"e = open_endpoint(EndpointSite(name='disk', url='file://{tmp_path}/store'))\n"

@@ -19,7 +19,7 @@ from eventrange.segment import checksum, writer
 from eventrange.taskdir import TaskDir
 from stageout.alert import alert
 from stageout.catalogue import Catalogue, SegmentId
-from stageout.endpoint import open_endpoint
+from stageout.opening import open_endpoint
 from stageout.probe import _clock, probe
 from stageout.site import EndpointSite, StageoutRules
 from stageout.source import Images

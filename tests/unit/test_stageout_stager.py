@@ -20,7 +20,8 @@ import pytest
 
 from eventrange.errors import StagerGone
 from stageout import protocol, stager
-from stageout.endpoint import Endpoint, open_endpoint
+from stageout.endpoint import Endpoint
+from stageout.opening import open_endpoint
 from stageout.protocol import Drain, Ended, Failed, Ready, Recorded, Removed, Segment, Staged, Start, Stop, Submit
 from stageout.site import EndpointSite, StageoutRules
 from stageout.stagerclient import StagerProcess
