@@ -28,14 +28,14 @@ from eventrange.records import Code, Kind
 from eventrange.times import add, quantile
 from yoda import tail
 from yoda.allot import Allotment
-from yoda.droids import RECENT, Droid
+from yoda.doubt import Doubt
+from yoda.droids import RECENT, Droid, Roster
 from yoda.instructions import Instruction, Note, Send, Write
 
 SILENT = 60.0  #: seconds without a word after which a Droid is believed lost
 LISTEN = 1.0  #: seconds between looks at who is silent
 WORKERS_PER_SECOND = 4000.0  #: ranges a second this Yoda wants to see at most; ranges get longer beyond
 MARGIN_FLOOR = 5.0  #: seconds before a deadline in which nothing new is started, at least
-HOLD = 30.0  #: seconds that a Droid on which nearly everything fails waits for the verdict of others at most
 _DONE = int(Kind.DONE)  # comparing with a member of an enum costs more
 DRAIN_SHARE = 0.8  #: of the grace is for the Droids, the rest for our journal
 
@@ -61,19 +61,16 @@ class Dispatcher:
     def __init__(self, ledger: Ledger, cuts: Sequence[int], settings: Settings, total: int) -> None:
         self.ledger, self.settings, self.total = ledger, settings, total
         self.allotment = Allotment(ledger, cuts, settings.size, total)
-        self.droids: dict[int, Droid] = {}
+        self.roster = Roster()
+        self.droids = self.roster.droids
+        self.doubt = Doubt(ledger, self.roster)
         self.schema = ""
         self.times: dict[int, int] = {}
         self.draining = ""  #: why, once we are
         self.drain_ends = math.inf
         self.deadline: float | None = None
-        self.awaited: set[int] = set()  #: ranks that have not said hello and may yet
         self.exit_code: int | None = None  #: set when no Droid can work any more
         self.failure = ""  #: and why
-        # Active Droids that want something: not answered yet, and those that know that there is nothing.
-        self._asking: dict[int, Droid] = {}
-        self._idle: dict[int, Droid] = {}
-        self._active = self._workers = 0  # active Droids, and theirs
         self._tail_at = self._listen_at = -math.inf
 
     # -- what it knows -----------------------------------------------------------------------------------------------
@@ -84,12 +81,12 @@ class Dispatcher:
 
     @property
     def active(self) -> list[Droid]:
-        return [d for d in self.droids.values() if d.state == "active"]
+        return self.roster.in_state("active")
 
     @property
     def at_work(self) -> list[Droid]:
         """Droids that may still report something."""
-        return [d for d in self.droids.values() if d.state in ("active", "doubted")]
+        return self.roster.in_state("active", "doubted")
 
     @property
     def drained(self) -> bool:
@@ -119,10 +116,10 @@ class Dispatcher:
         droid = self.droids[rank] = Droid(
             rank, host, workers, self.allotment.cursor(len(self.droids)), state="new", heard=now
         )
-        self.awaited.discard(rank)
-        if not self._active:
+        self.roster.awaited.discard(rank)
+        if not self.roster.active:
             self.exit_code, self.failure = None, ""  # those before it could do nothing; perhaps it can
-        self._state(droid, "active")
+        self.roster.move(droid, "active")
         return self._drain_late(now, droid)
 
     def report(self, now: float, rank: int, report: messages.Report, rows: NDArray[Any]) -> list[Instruction]:
@@ -146,7 +143,7 @@ class Dispatcher:
                 out.append(Note("schema", {"schema": report.schema}))
         if len(rows):
             out.append(Write(rows))
-            out += self._rows(now, droid, rows)
+            out += self._rows(droid, rows)
         for evidence in report.evidence:
             values = {name: getattr(evidence, name) for name in evidence.__struct_fields__}
             out.append(Note("evidence", {**values, "droid": rank, "host": droid.host}))
@@ -154,39 +151,39 @@ class Dispatcher:
             out += self._back(now, droid, rows)
         if report.want:
             droid.want, droid.told_empty = report.want, False
-            self._wait(droid)
+            self.roster.wait(droid)
         return out + self._serve(now)
 
     def sick(self, now: float, rank: int, reason: str, exit_code: int) -> list[Instruction]:
         """A Droid can do nothing where it is, and will not say another word. Its grants go to the others."""
         droid = self.droids[rank]
         out: list[Instruction] = [Note("left", {"droid": rank, "host": droid.host, "reason": f"sick: {reason}"})]
-        self._state(droid, "sick")
+        self.roster.move(droid, "sick")
         out += self._take_back(droid, Code.DROID_LOST)
-        if not self._active:
+        if not self.roster.active:
             self.exit_code, self.failure = exit_code, reason
         return out + self._serve(now)
 
     def bye(self, now: float, rank: int, reason: str) -> list[Instruction]:
         droid = self.droids[rank]
-        self._state(droid, "bye")
+        self.roster.move(droid, "bye")
         out: list[Instruction] = [Note("left", {"droid": rank, "host": droid.host, "reason": reason})]
         return out + self._take_back(droid, Code.DRAINED) + self._serve(now)
 
     def lost(self, now: float, rank: int, reason: str) -> list[Instruction]:
         """A Droid is dead, or silent for so long that others should do its work."""
-        self.awaited.discard(rank)
+        self.roster.awaited.discard(rank)
         droid = self.droids.get(rank)
         if droid is None or droid.state in ("lost", "bye", "sick"):
             return []
         droid.before = droid.state
-        self._state(droid, "lost")
+        self.roster.move(droid, "lost")
         held = self.ledger.granted.get(rank)
         for start, stop in held or ():
             droid.had.add(start, stop)
         out: list[Instruction] = [Note("left", {"droid": rank, "host": droid.host, "reason": f"lost: {reason}"})]
         out += self._take_back(droid, Code.DROID_LOST, sum(seconds for _, seconds in droid.running))
-        if not self._active and not self.draining:
+        if not self.roster.active and not self.draining:
             self.exit_code, self.failure = RUN_AGAIN, f"no Droid is left; the last one was lost: {reason}"
         return out + self._serve(now)
 
@@ -227,20 +224,6 @@ class Dispatcher:
 
     # -- Droids that come and go -------------------------------------------------------------------------------------
 
-    def _state(self, droid: Droid, state: str) -> None:
-        for value, sign in ((droid.state, -1), (state, 1)):
-            if value == "active":
-                self._active += sign
-                self._workers += sign * droid.workers
-        droid.state = state
-        self._asking.pop(droid.rank, None)
-        self._idle.pop(droid.rank, None)
-
-    def _wait(self, droid: Droid) -> None:
-        """`droid` wants something and has not got it."""
-        if droid.state == "active" and droid.want:
-            (self._idle if droid.told_empty else self._asking)[droid.rank] = droid
-
     def _drain_late(self, now: float, droid: Droid) -> list[Instruction]:
         """Have a Droid that was not there when we began to drain do so too, in the time that is left."""
         if not self.draining:
@@ -253,7 +236,7 @@ class Dispatcher:
         for start, stop in rows[["start", "stop"]].tolist():
             droid.had.remove(start, stop)
         out: list[Instruction] = [Note("back", {"droid": droid.rank, "host": droid.host})]
-        self._state(droid, droid.before)
+        self.roster.move(droid, droid.before)
         if droid.state == "active":
             self.exit_code, self.failure = None, ""
         kept: list[Range] = []
@@ -266,13 +249,13 @@ class Dispatcher:
         for start, stop, _ in kept:
             droid.had.remove(start, stop)
         if kept:
-            out.append(self._granted(now, droid, kept))
+            out.append(self._granted(droid.rank, kept))
         if droid.had:
             out.append(Send(droid.rank, messages.Revoke(messages.pack_ranges([(a, b, 0) for a, b in droid.had]))))
             droid.had = IntervalSet()
         if droid.state == "doubted":
             out.append(Send(droid.rank, messages.Drain(self.settings.grace, "doubted")))
-        self._wait(droid)
+        self.roster.wait(droid)
         return out + self._drain_late(now, droid)
 
     def _take_back(self, droid: Droid, code: Code, wall: float = 0.0) -> list[Instruction]:
@@ -286,7 +269,7 @@ class Dispatcher:
 
     # -- what they report --------------------------------------------------------------------------------------------
 
-    def _rows(self, now: float, droid: Droid, rows: NDArray[Any]) -> list[Instruction]:
+    def _rows(self, droid: Droid, rows: NDArray[Any]) -> list[Instruction]:
         """Take a Droid's records into the ledger."""
         out: list[Instruction] = []
         done: list[Pair] = []
@@ -298,7 +281,7 @@ class Dispatcher:
             else:
                 others.append((kind, start, stop))
         for start, stop in _joined(done):
-            out += self._done(now, droid, start, stop)
+            out += self._done(droid, start, stop)
         droid.recent.extend([False] * min(len(done), RECENT))
         for kind, start, stop in others:
             if kind == Kind.RETURNED:
@@ -306,10 +289,10 @@ class Dispatcher:
                 self.ledger.give_back(droid.rank, start, stop)
         for kind, start, _ in others:
             if kind == Kind.FAILED:
-                out += self._failed(now, droid, start)
+                out += self._failed(droid, start)
         return out
 
-    def _done(self, now: float, droid: Droid, start: int, stop: int) -> list[Instruction]:
+    def _done(self, droid: Droid, start: int, stop: int) -> list[Instruction]:
         out: list[Instruction] = []
         ledger = self.ledger
         others = []
@@ -318,141 +301,90 @@ class Dispatcher:
         if ledger.attempts:
             for event in [e for e in ledger.attempts if start <= e < stop]:
                 for rank in ledger.attempts[event].droids - {droid.rank}:
-                    out += self._verdict(now, rank, True)
+                    out += self._verdict(rank, True)
         ledger.finish(droid.rank, start, stop)
         if others:
             revoke = messages.Revoke(messages.pack_ranges([(start, stop, 0)]))
             out += [Send(other, revoke) for other in others]
         return out
 
-    def _failed(self, now: float, droid: Droid, event: int) -> list[Instruction]:
+    def _failed(self, droid: Droid, event: int) -> list[Instruction]:
         out: list[Instruction] = []
         droid.recent.append(True)
         attempts = self.ledger.fail(droid.rank, event)
         retry = self.ledger.retries.get(event) or self.ledger.attempts.get(event)
         if retry is not None and len(retry.droids) > 1:
             for rank in list(retry.droids):
-                out += self._verdict(now, rank, False)
-        if attempts >= self.settings.max_attempts and not self._only_word(droid, event):
+                out += self._verdict(rank, False)
+        if attempts >= self.settings.max_attempts and not self.doubt.only_word(droid, event):
             row = records.new(1, kind=Kind.QUARANTINED, start=event, stop=event + 1, attempt=attempts)
             self.ledger.quarantine(event)
             out.append(Write(row))
             out.append(Note("quarantined", {"event": event, "attempts": attempts}))
         return out
 
-    def _only_word(self, droid: Droid, event: int) -> bool:
-        """Whether all that speaks against `event` is one Droid on which nearly everything fails, and others can try."""
-        return droid.suspect and self.ledger.retries[event].droids == {droid.rank} and self._others()
-
-    def _others(self) -> bool:
-        """Whether there is more than one active Droid, or will be."""
-        return self._active > 1 or bool(self.awaited)
-
-    def _verdict(self, now: float, rank: int, innocent: bool) -> list[Instruction]:
+    def _verdict(self, rank: int, innocent: bool) -> list[Instruction]:
         """An event that failed on Droid `rank` was tried elsewhere, too; `innocent`: it went well there."""
-        droid = self.droids.get(rank)
+        droid = self.doubt.verdict(rank, innocent)
         if droid is None:
             return []
-        droid.verdicts.append(innocent)
-        if droid.state != "active" or not droid.to_blame or self._active < 2:
-            return []
-        self._state(droid, "doubted")
+        self.roster.move(droid, "doubted")
+        self.doubt.forgive(rank)
         reason = f"{sum(droid.recent)} of its last {RECENT} events failed, and others could do them"
-        for retry in (*self.ledger.retries.values(), *self.ledger.attempts.values()):
-            if rank in retry.droids:  # what a bad node did is not the event's fault
-                retry.droids.discard(rank)
-                retry.attempts = max(0, retry.attempts - 1)
         return [
             Note("doubted", {"droid": rank, "host": droid.host, "reason": reason}),
             Send(rank, messages.Drain(self.settings.grace, reason)),
         ]
 
-    def _held_back(self, now: float, droid: Droid) -> bool:
-        """Whether a Droid on which nearly everything fails has to wait, but not for ever, for the verdict of others."""
-        if not droid.failing or not self._others() or not self._untried(droid.rank):
-            droid.held_since = math.inf
-            return False
-        droid.held_since = min(droid.held_since, now)
-        if now - droid.held_since < HOLD:
-            return True
-        droid.held_since = math.inf
-        droid.recent.clear()
-        return False
-
-    def _untried(self, rank: int) -> bool:
-        """Whether many events have failed on Droid `rank` alone, and somebody who does better can try them."""
-        count = 0
-        for retry in (*self.ledger.retries.values(), *self.ledger.attempts.values()):
-            count += len(retry.droids) == 1 and rank in retry.droids
-        return count >= RECENT and (bool(self.awaited) or any(not d.failing for d in self.active))
-
     # -- what they get -----------------------------------------------------------------------------------------------
 
     def _serve(self, now: float) -> list[Instruction]:
         """Grant to every Droid that waits, as long as there is something."""
-        if self.draining or self.exit_code is not None or not (self._asking or self._idle):
+        roster, ledger = self.roster, self.ledger
+        if self.draining or self.exit_code is not None or not (roster.asking or roster.idle):
             return []
         out: list[Instruction] = []
         grants: dict[int, list[Range]] = {}
-        if self.ledger.retries:
-            grants = self.allotment.retries({**self._asking, **self._idle}, self._failed_everywhere)
-        if self.ledger.pending:
-            for droid in self._in_need():
-                if not self.ledger.pending:
+        if ledger.retries:
+            grants = self.allotment.retries({**roster.asking, **roster.idle}, roster.all_among)
+        if ledger.pending:
+            for droid in roster.in_need(ledger.pending.total):
+                if not ledger.pending:
                     break
-                if not self._held_back(now, droid):
+                if not self.doubt.held_back(now, droid):
                     mine = grants.setdefault(droid.rank, [])
-                    mine += self.allotment.take(droid, len(mine), self._workers)
+                    mine += self.allotment.take(droid, len(mine), roster.workers)
         for rank, ranges in grants.items():
-            droid = self.droids[rank]
-            out += [self._granted(now, droid, ranges), Send(rank, self._grant(ranges))]
-            droid.want, droid.told_empty = 0, False
-            self._asking.pop(rank, None)
-            self._idle.pop(rank, None)
-        for rank, droid in self._asking.items():
-            droid.told_empty = True
-            self._idle[rank] = droid
-            out.append(Send(rank, self._grant([])))
-        self._asking.clear()
-        if self._idle and not self.ledger.pending and now >= self._tail_at:
+            out += [self._granted(rank, ranges), Send(rank, self._grant(ranges))]
+            roster.served(self.droids[rank])
+        out += [Send(droid.rank, self._grant([])) for droid in roster.told()]
+        if roster.idle and not ledger.pending and now >= self._tail_at:
             self._tail_at = now + tail.pause(len(self.droids))
             out += self._tail(now)
         return out
 
-    def _in_need(self) -> list[Droid]:
-        """Droids that wait, those with idle workers first."""
-        waiting = [*self._asking.values(), *self._idle.values()]
-        if len(waiting) > 1 and self.ledger.pending.total < sum(d.want for d in waiting):
-            waiting.sort(key=lambda d: d.busy >= d.workers)
-        return waiting
-
     def _grant(self, ranges: list[Range]) -> messages.Grant:
-        seconds = self.settings.range_seconds * max(1.0, self._workers / WORKERS_PER_SECOND)
+        seconds = self.settings.range_seconds * max(1.0, self.roster.workers / WORKERS_PER_SECOND)
         packed = messages.pack_ranges(ranges)
         return messages.Grant(packed, self.settings.size, seconds, self.ledger.pending.total, self.schema)
 
-    def _granted(self, now: float, droid: Droid, ranges: list[Range]) -> Write:
-        rows = records.new(len(ranges), kind=Kind.GRANTED, droid=droid.rank)
+    def _granted(self, rank: int, ranges: list[Range]) -> Write:
+        rows = records.new(len(ranges), kind=Kind.GRANTED, droid=rank)
         rows["start"], rows["stop"] = [r[0] for r in ranges], [r[1] for r in ranges]
         rows["attempt"] = [r[2] for r in ranges]
         return Write(rows)
 
-    def _failed_everywhere(self, ranks: set[int]) -> bool:
-        if len(ranks) < self._active or self.awaited:
-            return False
-        return {d.rank for d in self.active} <= ranks
-
     def _tail(self, now: float) -> list[Instruction]:
         """Nothing is pending: move work from the loaded to the idle, or copy the slowest events."""
-        waiting, working = list(self._idle.values()), self.at_work
+        waiting, working = list(self.roster.idle.values()), self.at_work
         asked = tail.reclaim(now, self.ledger, waiting, working, self.settings.size > 0)
         if asked:
             return [Send(droid.rank, messages.Reclaim(events)) for droid, events in asked]
         out: list[Instruction] = []
         for droid, ranges in tail.copies(now, self.ledger, waiting, working, self.times):
-            out += [self._granted(now, droid, ranges), Send(droid.rank, self._grant(ranges))]
-            droid.want, droid.told_empty, droid.busy = 0, False, droid.busy + len(ranges)
-            del self._idle[droid.rank]
+            out += [self._granted(droid.rank, ranges), Send(droid.rank, self._grant(ranges))]
+            droid.busy += len(ranges)
+            self.roster.served(droid)
         return out
 
 

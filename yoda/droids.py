@@ -60,6 +60,70 @@ class Droid:
         return self.failing and len(self.verdicts) >= VERDICTS and sum(self.verdicts) >= MOSTLY * len(self.verdicts)
 
 
+class Roster:
+    """The Droids there are, and which of them wait for work: kept as counts and short lists, since it is asked at every
+    report, however many Droids there are."""
+
+    def __init__(self) -> None:
+        self.droids: dict[int, Droid] = {}
+        self.awaited: set[int] = set()  #: ranks that have not said hello and may yet
+        self.active = self.workers = 0  #: active Droids, and their workers
+        # Active Droids that want something: not answered yet, and those that know that there is nothing.
+        self.asking: dict[int, Droid] = {}
+        self.idle: dict[int, Droid] = {}
+
+    @property
+    def others(self) -> bool:
+        """Whether there is more than one active Droid, or will be."""
+        return self.active > 1 or bool(self.awaited)
+
+    def in_state(self, *states: str) -> list[Droid]:
+        return [droid for droid in self.droids.values() if droid.state in states]
+
+    def move(self, droid: Droid, state: str) -> None:
+        """`droid` is in `state` from now on."""
+        for value, sign in ((droid.state, -1), (state, 1)):
+            if value == "active":
+                self.active += sign
+                self.workers += sign * droid.workers
+        droid.state = state
+        self.asking.pop(droid.rank, None)
+        self.idle.pop(droid.rank, None)
+
+    def wait(self, droid: Droid) -> None:
+        """`droid` wants something and has not got it."""
+        if droid.state == "active" and droid.want:
+            (self.idle if droid.told_empty else self.asking)[droid.rank] = droid
+
+    def served(self, droid: Droid) -> None:
+        """`droid` has got something."""
+        droid.want, droid.told_empty = 0, False
+        self.asking.pop(droid.rank, None)
+        self.idle.pop(droid.rank, None)
+
+    def told(self) -> list[Droid]:
+        """Those that ask have to be told that there is nothing; returns them."""
+        told = list(self.asking.values())
+        for droid in told:
+            droid.told_empty = True
+            self.idle[droid.rank] = droid
+        self.asking.clear()
+        return told
+
+    def in_need(self, pending: int) -> list[Droid]:
+        """Droids that wait; where `pending` events are not enough for all, those with idle workers first."""
+        waiting = [*self.asking.values(), *self.idle.values()]
+        if len(waiting) > 1 and pending < sum(d.want for d in waiting):
+            waiting.sort(key=lambda d: d.busy >= d.workers)
+        return waiting
+
+    def all_among(self, ranks: set[int]) -> bool:
+        """Whether all that can work, or will, are among `ranks`."""
+        if len(ranks) < self.active or self.awaited:
+            return False
+        return {d.rank for d in self.in_state("active")} <= ranks
+
+
 def spread(index: int) -> float:
     """0, 1/2, 1/4, 3/4, 1/8, ...: where to begin so that late comers fall into the widest gap (van der Corput)."""
     result, part = 0.0, 0.5

@@ -69,7 +69,7 @@ class MasterShell:
         self.unkept: dict[int, int] = {}  # the same, of those that are being synced
         self.stop_now = ""
         self._failures = 0
-        dispatcher.awaited = set(range(1, transport.size))
+        dispatcher.roster.awaited = set(range(1, transport.size))
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.syncer = Syncer(self._ring)
         self._offset = time.time() - time.monotonic()
@@ -182,7 +182,7 @@ class MasterShell:
         if now - begun > STARTING:
             for rank in set(range(1, self.transport.size)) - self.greeted:
                 self.greeted.add(rank)
-                self.dispatcher.awaited.discard(rank)
+                self.dispatcher.roster.awaited.discard(rank)
                 self.info.say(f"rank {rank} has not started within {STARTING:.0f} s and is not waited for")
         deadline = self.info.deadline()
         self.dispatcher.deadline = None if deadline is None else deadline - self._offset

@@ -259,9 +259,9 @@ def _outcome(facts: Facts, pictures: dict[str, str]) -> str:
     out = heading("Where the core time went") + pictures["outcome"] + table(("outcome", "core time", "%"), lines)
     if failures:
         out += "<h3>By category</h3>" + table(("category", "events", "core time"), failures)
-    attempts = [
-        (f"done at attempt {attempt + 1}", f"{events:,}") for attempt, events in sorted(c.attempts.items())
-    ] + [("quarantined", f"{facts.state['events']['quarantined']:,}")]
+    attempts = [(f"done at attempt {attempt + 1}", f"{events:,}") for attempt, events in sorted(c.attempts.items())] + [
+        ("quarantined", f"{facts.state['events']['quarantined']:,}")
+    ]
     if c.granted and facts.state["events"]["done"]:
         attempts.append(("handed out, per event done", f"{c.granted / facts.state['events']['done']:.3f}"))
     return out + "<h3>Attempts</h3>" + table(("events", ""), attempts)

@@ -34,7 +34,7 @@ def page(title: str, stamp: str, body: str) -> str:
     name, _, what = title.partition(": ")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'unsafe-inline\'">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f"<h1>{escape(name)}</h1><p class=stamp>{escape(what)}. {escape(stamp)}</p>{body}</body></html>\n"

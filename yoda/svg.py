@@ -125,9 +125,7 @@ def lanes(
             for value in np.unique(both[level > 0]).tolist():
                 tall, below = divmod(value, 32)
                 for begin, end in _runs(both, value):
-                    paths[state].append(
-                        _box(begin, y + row * (16 - below - tall) / 16, end - begin, row * tall / 16)
-                    )
+                    paths[state].append(_box(begin, y + row * (16 - below - tall) / 16, end - begin, row * tall / 16))
             base = base + level
     gap = 0.8 if row >= 6 else 0.0
     for state, boxes in paths.items():

@@ -440,7 +440,7 @@ class SimYoda:
         self.done = IntervalSet(self.known.done)  # by our own book
         self.dispatcher = Dispatcher(ledger, plan.cuts, settings, plan.total)
         self.dispatcher.schema = self.known.schema
-        self.dispatcher.awaited = set(range(1, count + 1))
+        self.dispatcher.roster.awaited = set(range(1, count + 1))
         self.path = world.taskdir.journal(world.allocation)
         self.journal = JournalWriter(self.path, FINGERPRINT, world.allocation, NoSync())
         self.greeted: set[int] = set()
@@ -491,7 +491,7 @@ class SimYoda:
             self.greeted.add(rank)
         if now - self.begun > STARTING:
             self.greeted.update(range(1, self.count + 1))
-            d.awaited.clear()
+            d.roster.awaited.clear()
         self.do(d.tick(now, max(0.0, now - self.last - 5.0)))
         if d.complete and not d.draining:
             self.do(d.finish(now, 60.0))

@@ -161,7 +161,7 @@ def test_the_only_droid_retries_its_own_failures() -> None:
 
 def test_retries_wait_for_a_droid_that_is_still_starting() -> None:
     y = Yoda(1, droids=1)
-    y.d.awaited = {2}
+    y.d.roster.awaited = {2}
     y.wants(1, 5)
     assert not grants(y.fails(1, 0, want=5), 1)
     y.hello(2)
@@ -170,7 +170,7 @@ def test_retries_wait_for_a_droid_that_is_still_starting() -> None:
 
 def test_retries_do_not_wait_for_a_droid_that_died_starting() -> None:
     y = Yoda(1, droids=1)
-    y.d.awaited = {2}
+    y.d.roster.awaited = {2}
     y.wants(1, 5)
     y.fails(1, 0, want=5)
     y.d.lost(y.now, 2, "its process died")
