@@ -15,8 +15,10 @@ What the script has to get right (each measured on a real Slurm, see tests/slurm
   grace time; SIGTERM reaches every process of the job, which is why the launcher gets its own session, and why whatever
   arrives is passed on as USR1 (srun and mpiexec end the job on SIGTERM).
 * **`wait` returns when a trap ran**, so it stands in a loop.
-* **A launcher that cannot start must not be requeued for ever**: five starts in a row that end within a minute,
-  without a warning, without a preemption and without a word from Yoda, end the job.
+* **A job that does nothing must not be requeued for ever**: a launcher that cannot start, Droids that cannot work, a
+  node that always dies, an event that is longer than an allocation. Five starts in a row in which nothing became
+  durable end the job, whatever ended them; only a preemption does not count. The script notes a start before it
+  begins, so that one that was killed without a word counts, and passes the note on to the job it submits.
 
 Placement: one rank more than nodes, the extra one being Yoda, on the first node. Asking sbatch for one task per node
 and the launcher for nodes + 1 ranks needs the environment below: Open MPI counts one slot per node and binds each rank
@@ -36,8 +38,8 @@ DEFAULT_LAUNCHER = "mpiexec -n {ranks}"
 # Yoda must be gone before Slurm's own kill; slurmctld looks for ended jobs every few seconds and answers a requeue in
 # less
 LAST_MOMENT = 20
-# with the pauses between them, 10 s to 270 s, more than the 300 s Slurm takes by default to call a dead node dead
-MAX_SILENT_STARTS = 5
+# with the pauses between short ones, 10 s to 270 s, more than the 300 s Slurm takes by default to call a dead node dead
+MAX_BARREN_STARTS = 5
 
 #: The environment that places ranks, as the script exports it, for whoever starts a launcher without the script.
 PLACEMENT = {
@@ -58,15 +60,16 @@ def sbatch_script(
     *,
     script_path: Path,
     logs: Path,
+    images: Path,
     launcher: str = DEFAULT_LAUNCHER,
     workdir: Path | None = None,
-    max_silent_starts: int = MAX_SILENT_STARTS,
+    max_barren_starts: int = MAX_BARREN_STARTS,
 ) -> str:
     """The text of the script that works on a task until it is complete.
 
     `command` is what every rank runs, such as `["yoda", "run", "job.yaml"]`; `script_path` is where the caller will
-    write the text (needed to submit it again); `logs` an existing folder every node sees; `launcher` may use `{ranks}`
-    and `{nodes}`.
+    write the text (needed to submit it again); `logs` an existing folder every node sees; `images` one whose files grow
+    with what is done; `launcher` may use `{ranks}` and `{nodes}`.
     """
     lead = seconds(site.signal_before_end)
     start = launcher.replace("{ranks}", '"$RANKS"').replace("{nodes}", '"$SLURM_JOB_NUM_NODES"')
@@ -76,10 +79,11 @@ def sbatch_script(
         cd=f"cd {shlex.quote(str(workdir))} || exit 78\n" if workdir else "",
         setup="\n".join(site.setup_lines) or "# (none in the site file)",
         logs=shlex.quote(str(logs)),
+        images=shlex.quote(str(images)),
         script=shlex.quote(str(script_path)),
         start=f"{start} {shlex.join(command)}",
         patience=max(1, lead - LAST_MOMENT) if lead > 2 * LAST_MOMENT else max(1, lead // 2),
-        silent=max_silent_starts,
+        most=max_barren_starts,
         come_back=_REQUEUE if site.requeue else _RESUBMIT,
     )
 
@@ -122,11 +126,11 @@ def _quoted(option: str) -> str:
 
 
 # where the site forbids a requeue the script submits itself again, and may then end
-_RESUBMIT = ' sbatch "$script" && exit 75'
+_RESUBMIT = ' sbatch "$script" "$chain" && exit 75'
 # a refusal can also mean that Slurm has just requeued the job by itself: the next look tells, or there would be two
 _REQUEUE = """
             scontrol requeue "$SLURM_JOB_ID" && break
-            [ $((refused += 1)) -ge 2 ] && sbatch "$script" && exit 75"""
+            [ $((refused += 1)) -ge 2 ] && sbatch "$script" "$chain" && exit 75"""
 
 _TEMPLATE = """\
 #!/bin/bash
@@ -166,7 +170,6 @@ logs={logs}
 script={script}
 export YODA_EXIT_FILE=$logs/slurm-$SLURM_JOB_ID.exit     # written by Yoda at its end; no file = work is left
 export YODA_END_FILE=$logs/slurm-$SLURM_JOB_ID.end       # when Slurm will end this allocation, unix time
-silent=$logs/slurm-$SLURM_JOB_ID.silent                  # starts in a row of which Yoda told nothing
 rm -f "$YODA_EXIT_FILE"
 watch_end() {{
     while :; do
@@ -177,6 +180,22 @@ watch_end() {{
 }}
 watch_end 2> /dev/null &
 watcher=$!
+
+# --- a job that does nothing ends: one line for each start since anything became durable
+images={images}
+chain=${{1:-$SLURM_JOB_ID}}                                # the first of the jobs that submitted one another
+barren=$logs/slurm-$chain.barren
+durable() {{ find "$images" -type f -printf '%s\\n' 2> /dev/null | awk '{{n += $1}} END {{printf "%.0f", n}}'; }}
+give_up() {{
+    say "gives up: {most} starts in a row ended and no event was done; see above why. To go on: sbatch $script"
+    rm -f "$barren"
+    kill $watcher
+    exit 1
+}}
+before=$(durable)
+[ "$(tail -n 1 "$barren" 2> /dev/null | cut -d ' ' -f 1)" = "$before" ] || rm -f "$barren"
+[ -e "$barren" ] && [ "$(wc -l < "$barren")" -ge {most} ] && give_up
+echo "$before bytes before a start on $SLURM_JOB_NODELIST" >> "$barren"
 
 say "starts on $SLURM_JOB_NODELIST"
 # a session of its own: Slurm's SIGTERM to the job must not end the launcher before its ranks
@@ -189,7 +208,6 @@ kill $watcher $alarm 2> /dev/null
 
 # --- the only sign of success is Yoda's own
 code=$(cat "$YODA_EXIT_FILE" 2> /dev/null)
-if [ -n "$code" ]; then rm -f "$silent"; fi
 if [ -n "$code" ] && [ "$code" != 75 ]; then
     say "ends with code $code"
     exit "$code"
@@ -199,14 +217,13 @@ fi
 look() {{ state=$(ask JobState) reason=$(ask Reason) preempted=$(ask PreemptTime); }}
 look
 say "work is left; for Slurm the job is $state, reason $reason, preempted ${{preempted:=None}}"
-if [ -z "$code$warned" ] && [ "$state/$preempted" = RUNNING/None ] && [ $SECONDS -lt 60 ]; then
-    echo "$SLURM_JOB_NODELIST" >> "$silent"
-    starts=$(wc -l < "$silent")
-    if [ "$starts" -ge {silent} ]; then
-        say "gives up: the launcher ended {silent} times at once, without a word from Yoda; see above"
-        rm -f "$silent"
-        exit 1
-    fi
+if [ "$(durable)" != "$before" ]; then
+    rm -f "$barren"
+elif [ "$preempted" != None ]; then
+    sed -i '$d' "$barren"
+elif starts=$(wc -l < "$barren") && [ "$starts" -ge {most} ]; then
+    give_up
+elif [ -z "$warned" ] && [ $SECONDS -lt 60 ]; then
     sleep $((10 * 3 ** (starts - 1)))     # if a node has just died, Slurm must notice before it gives us nodes again
 fi
 refused=0

@@ -1,7 +1,8 @@
 """A stand-in for `yoda run`: no MPI, works for a while, drains when warned, leaves its exit code as rank 0 does.
 
-Arguments: FOLDER SECONDS [stubborn]. Progress is kept in FOLDER/done (one line per tenth of a second of work), so that
-a restart goes on where the last one was cut; the story of signals is in FOLDER/story. `stubborn` ignores every warning.
+Arguments: FOLDER SECONDS [stubborn | idle]. Progress is kept in FOLDER/images (one line per tenth of a second of work),
+so that a restart goes on where the last one was cut; the story of signals is in FOLDER/story. `stubborn` ignores every
+warning, `idle` ends at once and does nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ def main() -> int:
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda received, _: warned.append(received))
     tell(folder / "story", f"rank {rank} starts {os.environ.get('SLURM_RESTART_COUNT', '0')}")
-    done = folder / f"done.{rank}"
+    done = folder / "images" / f"done.{rank}"
+    done.parent.mkdir(exist_ok=True)
     done.touch()
-    while done.read_text().count("\n") < tenths and (stubborn or not warned):
+    while done.read_text().count("\n") < tenths and (stubborn or not warned) and "idle" not in sys.argv:
         time.sleep(0.1)
         tell(done, "x")
     code = 0 if done.read_text().count("\n") >= tenths else 75

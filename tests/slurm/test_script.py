@@ -38,9 +38,8 @@ class Task:
         site = SlurmSite(**{**asked, **self.site})  # type: ignore[arg-type]
         path = self.folder / "job.sh"
         command = [*PAYLOAD, str(self.folder), str(seconds), *words]
-        text = sbatch_script(
-            "stand-in", site, command, script_path=path, logs=self.folder, launcher=launcher, max_silent_starts=2
-        )
+        where = {"script_path": path, "logs": self.folder, "images": self.folder / "images"}
+        text = sbatch_script("stand-in", site, command, launcher=launcher, max_barren_starts=2, **where)  # type: ignore[arg-type]
         path.write_text(text)
         self.jobid = submit(path, self.cluster.runner).jobid
         return self.jobid
@@ -126,10 +125,9 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Task]]:
     reason = why_not(netns=False)
     if reason:
         pytest.skip(reason)
-    with running(Options(nodes=4)) as cluster:
-        tasks = {
-            name: Task(cluster, tmp_path_factory.mktemp(name)) for name in ("limit", "resubmit", "stubborn", "broken")
-        }
+    with running(Options(nodes=6)) as cluster:
+        names = ("limit", "resubmit", "stubborn", "broken", "chained", "idle")
+        tasks = {name: Task(cluster, tmp_path_factory.mktemp(name)) for name in names}
         # Slurm warns up to a minute early, so with a limit of a minute the warning may come at once
         short = {"nodes": 1, "time": "1min", "signal_before_end": "50s"}
         tasks["limit"].site = short
@@ -140,6 +138,10 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Task]]:
         tasks["stubborn"].submit("", 300, "stubborn")
         tasks["broken"].site = {"nodes": 1}
         tasks["broken"].submit("/no/such/launcher -n {ranks}")
+        tasks["chained"].site = {"nodes": 1, "requeue": False}
+        tasks["chained"].submit("/no/such/launcher -n {ranks}")
+        tasks["idle"].site = {"nodes": 1}
+        tasks["idle"].submit("", 300, "idle")
         yield tasks
 
 
@@ -160,7 +162,18 @@ def test_payload_that_does_not_stop_is_given_up_before_the_limit(slow: dict[str,
     slow["stubborn"].story("rank 0 starts 1", timeout=90)
 
 
-def test_launcher_that_cannot_start_is_not_requeued_for_ever(slow: dict[str, Task]) -> None:
-    task = slow["broken"]
+@pytest.mark.parametrize("name", ["broken", "idle"])
+def test_job_that_does_nothing_is_not_requeued_for_ever(slow: dict[str, Task], name: str) -> None:
+    """A launcher that cannot start, and a Yoda that ends with work left, again and again."""
+    task = slow[name]
     assert task.cluster.wait(task.jobid, "FAILED", timeout=120)["Restarts"] == "1"
-    assert "gives up" in task.output
+    assert "gives up: 2 starts in a row" in task.output
+    assert not list(task.folder.glob("*.barren"))
+
+
+def test_job_that_does_nothing_is_not_submitted_for_ever(slow: dict[str, Task]) -> None:
+    task = slow["chained"]
+    first = task.cluster.wait_text(task.folder / f"slurm-{task.jobid}.out", "Submitted batch job")
+    second = int(first.split("Submitted batch job")[1].split()[0])
+    assert "gives up" in task.cluster.wait_text(task.folder / f"slurm-{second}.out", "gives up")
+    assert task.cluster.wait(second, "FAILED", timeout=60)["ExitCode"] == "1:0"

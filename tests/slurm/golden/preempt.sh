@@ -52,7 +52,6 @@ logs=/data/zjets/logs
 script=/data/zjets/logs/submit.sh
 export YODA_EXIT_FILE=$logs/slurm-$SLURM_JOB_ID.exit     # written by Yoda at its end; no file = work is left
 export YODA_END_FILE=$logs/slurm-$SLURM_JOB_ID.end       # when Slurm will end this allocation, unix time
-silent=$logs/slurm-$SLURM_JOB_ID.silent                  # starts in a row of which Yoda told nothing
 rm -f "$YODA_EXIT_FILE"
 watch_end() {
     while :; do
@@ -63,6 +62,22 @@ watch_end() {
 }
 watch_end 2> /dev/null &
 watcher=$!
+
+# --- a job that does nothing ends: one line for each start since anything became durable
+images=/data/zjets/segments
+chain=${1:-$SLURM_JOB_ID}                                # the first of the jobs that submitted one another
+barren=$logs/slurm-$chain.barren
+durable() { find "$images" -type f -printf '%s\n' 2> /dev/null | awk '{n += $1} END {printf "%.0f", n}'; }
+give_up() {
+    say "gives up: 5 starts in a row ended and no event was done; see above why. To go on: sbatch $script"
+    rm -f "$barren"
+    kill $watcher
+    exit 1
+}
+before=$(durable)
+[ "$(tail -n 1 "$barren" 2> /dev/null | cut -d ' ' -f 1)" = "$before" ] || rm -f "$barren"
+[ -e "$barren" ] && [ "$(wc -l < "$barren")" -ge 5 ] && give_up
+echo "$before bytes before a start on $SLURM_JOB_NODELIST" >> "$barren"
 
 say "starts on $SLURM_JOB_NODELIST"
 # a session of its own: Slurm's SIGTERM to the job must not end the launcher before its ranks
@@ -75,7 +90,6 @@ kill $watcher $alarm 2> /dev/null
 
 # --- the only sign of success is Yoda's own
 code=$(cat "$YODA_EXIT_FILE" 2> /dev/null)
-if [ -n "$code" ]; then rm -f "$silent"; fi
 if [ -n "$code" ] && [ "$code" != 75 ]; then
     say "ends with code $code"
     exit "$code"
@@ -85,14 +99,13 @@ fi
 look() { state=$(ask JobState) reason=$(ask Reason) preempted=$(ask PreemptTime); }
 look
 say "work is left; for Slurm the job is $state, reason $reason, preempted ${preempted:=None}"
-if [ -z "$code$warned" ] && [ "$state/$preempted" = RUNNING/None ] && [ $SECONDS -lt 60 ]; then
-    echo "$SLURM_JOB_NODELIST" >> "$silent"
-    starts=$(wc -l < "$silent")
-    if [ "$starts" -ge 5 ]; then
-        say "gives up: the launcher ended 5 times at once, without a word from Yoda; see above"
-        rm -f "$silent"
-        exit 1
-    fi
+if [ "$(durable)" != "$before" ]; then
+    rm -f "$barren"
+elif [ "$preempted" != None ]; then
+    sed -i '$d' "$barren"
+elif starts=$(wc -l < "$barren") && [ "$starts" -ge 5 ]; then
+    give_up
+elif [ -z "$warned" ] && [ $SECONDS -lt 60 ]; then
     sleep $((10 * 3 ** (starts - 1)))     # if a node has just died, Slurm must notice before it gives us nodes again
 fi
 refused=0
@@ -101,7 +114,7 @@ for _ in {1..60}; do
     case $state/$reason/${preempted:-None} in
         RUNNING/* | */TimeLimit/* | COMPLETING/*/[0-9]*)
             scontrol requeue "$SLURM_JOB_ID" && break
-            [ $((refused += 1)) -ge 2 ] && sbatch "$script" && exit 75 ;;
+            [ $((refused += 1)) -ge 2 ] && sbatch "$script" "$chain" && exit 75 ;;
         //*) ;;     # Slurm does not answer
         *) break ;; # Slurm is ending the job already: cancelled, or requeued after a preemption or a node failure
     esac
