@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 
 from eventrange.errors import LauncherMissing, YodaError
@@ -68,6 +69,7 @@ def launcher(template: str | None, ranks: int, environ: Mapping[str, str]) -> tu
         if ulfm and "OMPI_MCA_btl" not in environ:
             ulfm += ["--mca", "btl", "self,sm"]
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.getuid() == 0 else {}
+        home = {} if environ.get("HOME") else {"HOME": tempfile.gettempdir()}  # it does not start without
         flags = ["--oversubscribe", "--bind-to", "none", *ulfm]
-        return [found, *flags, "-n", str(ranks)], {**path, **root}
+        return [found, *flags, "-n", str(ranks)], {**path, **root, **home}
     return [found, "-n", str(ranks)], path

@@ -190,6 +190,15 @@ def test_merge_into_a_file_of_any_name(place_here: Place, tmp_path: Path) -> Non
         assert made.read_bytes() == usual.read_bytes()
 
 
+def test_runs_in_a_bare_environment(place_here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a cron job or a container may have it: no HOME, which Open MPI does not start without; no UTF-8."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("LC_ALL", "C")
+    place_here.job(inputs={"format": "generate", "events": 50}, output={"merge": True})
+    done = place_here.run()
+    assert done.code == 0 and len(merged(place_here)) == 1, done.text
+
+
 def test_status_says_what_the_journal_says(place_here: Place) -> None:
     """`yoda status --json`: one document, whose parts add up."""
     place = place_here
