@@ -19,6 +19,7 @@ from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 from yoda.core_seconds import Account, Allocation, DroidLife
 from yoda.lanes import Grid
+from yoda.lifetime import merger_of
 from yoda.pace import Pace
 from yoda.timeaxis import TimeAxis
 
@@ -30,13 +31,9 @@ EVIDENCE, PER_EVENT, TEXT = 200, 3, 1500  #: events with evidence, attempts of e
 
 @dataclass
 class Life:
-    """When a Droid lived, and where it is drawn. Unix seconds."""
+    """A Droid, and where it is drawn."""
 
     droid: DroidLife
-    begin: float
-    joined: float
-    end: float
-    killed: bool
     alive: bool
     node: int = -1  #: lane in the picture of nodes
     core: int = -1  #: lane of its first core in the picture of cores
@@ -76,7 +73,7 @@ class Chronicle:
 def chronicle(taskdir: TaskDir, fingerprint: str, account: Account, alive_since: float) -> Chronicle:
     """Read the journals of a task whose accounting is known."""
     lives = {one.name: _lives(one, alive_since) for one in account.allocations}
-    spans = [(life.begin, life.end) for mine in lives.values() for life in mine.values()]
+    spans = [(life.droid.begin, life.droid.end) for mine in lives.values() for life in mine.values()]
     axis = TimeAxis(spans, COLUMNS)
     out = _layout(axis, account.allocations, lives)
     quarantined = account.fold.result()[1]
@@ -98,22 +95,16 @@ def chronicle(taskdir: TaskDir, fingerprint: str, account: Account, alive_since:
 
 
 def _lives(one: Allocation, alive_since: float) -> dict[int, Life]:
-    out = {}
     running = one.end is None and 0 < alive_since < one.last
-    for droid, life in one.droids.items():
-        joined = life.joined if life.joined is not None else one.created or one.last
-        end = max(life.left if life.left is not None else one.last, life.last, joined)
-        killed = (life.left is None and one.end is None and not running) or life.reason.startswith("lost")
-        out[droid] = Life(life, joined - life.startup, joined, end, killed, running and life.left is None)
-    return out
+    return {droid: Life(life, running and life.left is None) for droid, life in one.droids.items()}
 
 
 def _layout(axis: TimeAxis, allocations: list[Allocation], lives: dict[str, dict[int, Life]]) -> Chronicle:
     """Give every Droid its lanes. Allocations one after another share lanes; those side by side get their own."""
     tracks: list[tuple[float, list[list[Life]]]] = []  # (when it is free, Droids of each allocation in it)
     everybody = [[life for _, life in sorted(lives[one.name].items())] for one in allocations if lives[one.name]]
-    for mine in sorted(everybody, key=lambda mine: min(life.begin for life in mine)):
-        begin, end = min(x.begin for x in mine), max(x.end for x in mine)
+    for mine in sorted(everybody, key=lambda mine: min(life.droid.begin for life in mine)):
+        begin, end = min(x.droid.begin for x in mine), max(x.droid.end for x in mine)
         free = next((n for n, (until, _) in enumerate(tracks) if until <= begin), None)
         if free is None:
             tracks.append((end, [mine]))
@@ -250,18 +241,27 @@ class _Reader:
     def finish(self) -> None:
         """What no record says: lives, start-up, draining, and what was under way when a Droid was lost."""
         axis, drain = self.out.axis, self.allocation.drain
+        merging, merger = self.allocation.merging, merger_of(self.allocation)
         drained = float(drain["time"]) if drain and isinstance(drain.get("time"), (int, float)) else None
         for droid, life in self.lives.items():
-            begin, joined, end = axis.place([life.begin, life.joined, life.end]).tolist()
+            known = life.droid
+            joined = known.joined or known.begin
+            ready = joined + known.starting / max(1, known.workers)
+            begin, start, end = axis.place([known.begin, min(ready, known.end), known.end]).tolist()
             cores = np.arange(life.core, life.core + life.cores) if life.core >= 0 else np.zeros(0, np.int64)
-            parts = [("alive", begin, end), ("startup", begin, joined)]
+            parts = [("alive", begin, end), ("startup", begin, start)]
             if drained is not None:
-                parts.append(("draining", float(axis.place(max(drained, life.joined))), end))
+                until = merging.begin if merging is not None else known.end
+                parts.append(("draining", float(axis.place(max(drained, joined))), float(axis.place(until))))
             for state, a, b in parts:
                 self.out.nodes.add(state, life.node, a, b, life.droid.workers)
                 self.out.cores.add(state, cores, np.full(len(cores), a), np.full(len(cores), b))
-            if (life.killed or life.alive) and self.open[droid] > 0:
-                since = np.where(self.ends[droid] > 0, self.ends[droid], life.joined)[: life.droid.workers]
+            if merging is not None and droid == merger:
+                a, b = axis.place([max(merging.begin, joined), merging.last]).tolist()
+                self.out.nodes.add("merge", life.node, a, b)
+                self.out.cores.add("merge", life.core, a, b)
+            if (known.killed or life.alive) and self.open[droid] > 0:
+                since = np.where(self.ends[droid] > 0, self.ends[droid], joined)[: known.workers]
                 latest = np.argsort(-since, kind="stable")[: int(min(self.open[droid], len(since)))]
                 self._tail("productive" if life.alive else "lost", life, cores, latest, axis.place(since[latest]), end)
         used: set[tuple[int, int]] = set()

@@ -10,11 +10,15 @@ from eventrange.errors import BAD_DATA, OK, MergeIncomplete, StorageOffline
 from yoda.prepared import Prepared, presence
 
 if TYPE_CHECKING:
+    from eventrange.journal import JournalWriter
     from yoda.keeper import Presence
 
 
-def after(prepared: Prepared, code: int, here: Presence | None = None) -> int:
-    """What follows a run that completed its task: the merge, if the job asks for it and nobody else is at it."""
+def after(prepared: Prepared, code: int, here: Presence | None = None, journal: JournalWriter | None = None) -> int:
+    """What follows a run that completed its task: the merge, if the job asks for it and nobody else is at it.
+
+    `journal` is the allocation's own, if it has one: it is told of the merge.
+    """
     if code not in (OK, BAD_DATA):
         return code
     if here is None:
@@ -29,22 +33,25 @@ def after(prepared: Prepared, code: int, here: Presence | None = None) -> int:
         if other is not None:
             print(f"task {prepared.frozen.task} is complete; allocation {other} merges it", flush=True)
             return code
-        code = _merge(prepared, code)
+        code = _merge(prepared, code, journal)
     here.room.sweep()
     return code
 
 
-def _merge(prepared: Prepared, code: int) -> int:
+def _merge(prepared: Prepared, code: int, journal: JournalWriter | None) -> int:
+    from yoda.merge_notes import MergeNotes
     from yoda.merging import MergeChoices, merge_task
 
     output = prepared.setting.job.output
     try:
-        merged = merge_task(
-            prepared.setting.taskdir,
-            prepared.frozen,
-            MergeChoices(output.compression, output.events_per_file),
-            site=prepared.setting.site,
-        )
+        with MergeNotes(journal) as notes:
+            merged = merge_task(
+                prepared.setting.taskdir,
+                prepared.frozen,
+                MergeChoices(output.compression, output.events_per_file),
+                notes.progress,
+                site=prepared.setting.site,
+            )
     except (MergeIncomplete, StorageOffline) as error:
         print(f"yoda: {error}", file=sys.stderr)
         return error.exit_code

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-STATES = ("productive", "failed", "lost", "startup", "alive", "draining")
+STATES = ("productive", "failed", "lost", "startup", "merge", "alive", "draining")
 
 
 class Grid:
@@ -52,7 +52,7 @@ class Grid:
             later = whole[:, ::-1].cumsum(axis=1)[:, ::-1] - whole
             found[name] = np.maximum(0.0, (self._part[name] + later)[:, : self.columns])
         alive, left = found["alive"], found["alive"].copy()
-        for name in ("startup", "productive", "failed", "lost"):
+        for name in ("startup", "productive", "failed", "lost", "merge"):
             # What a lane did cannot be more than there was time for: the clocks of two nodes differ a little.
             found[name] = np.minimum(found[name], left)
             left -= found[name]

@@ -75,7 +75,7 @@ class MasterShell:
         self._offset = time.time() - time.monotonic()
 
     def run(self) -> tuple[int, str]:
-        """Work until the end; returns (exit code, reason). Afterwards the journal is durable and closed."""
+        """Work until the end; returns (exit code, reason). Afterwards the journal is durable, and the caller's."""
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signals.listen()
         poll = select.poll()
@@ -339,7 +339,6 @@ class MasterShell:
             except CannotWrite as error:
                 code, reason = CANNOT_WRITE, str(error)
         self.syncer.close()
-        self.journal.file.close()
         return code, reason
 
     @property

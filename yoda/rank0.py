@@ -45,7 +45,9 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
             code, shell = _yoda(prepared, here, mpi, environ, begun)
             if code in (OK, BAD_DATA):
                 others.wait(setting.site.stageout_rules.wait)
-            code = after(prepared, code, here)  # the Droids wait, asleep: MPI_Finalize could hang, and cost the merge
+            # The Droids wait, asleep: MPI_Finalize could hang, and cost the merge.
+            code = after(prepared, code, here, shell.journal)
+            shell.journal.file.close()
     except YodaError as error:
         code = report_error(error)
     except BaseException:
@@ -97,7 +99,9 @@ def _yoda(
     say = sayer(log)
     transport = Transport(mpi, mpi.COMM_WORLD)
     sharing(mpi, mpi.COMM_WORLD)  # the Droids want to know; it takes all ranks
-    leases = Leases(allocation.name, divide(axis.cuts.tolist(), axis.total, job.ranges.events or 0), site.lease_timeout)
+    named = axis.ranges
+    parts = divide(axis.cuts, axis.total, job.ranges.events or 0, whole=named is not None)
+    leases = Leases(allocation.name, parts, site.lease_timeout)
     leases.begin(time.monotonic(), here.room)
     known = here.follower.progress()
     for name, what in known.damage.items():
@@ -107,7 +111,8 @@ def _yoda(
     for warning in [*frozen.warnings, *at_start(setting, environ)]:
         say(warning)
     settings = Settings(
-        size=job.ranges.events or 0,
+        size=job.ranges.events or 0 if named is None else -(-axis.total // named.count),
+        whole=named is not None,
         range_seconds=job.ranges.seconds,
         max_attempts=job.ranges.max_attempts,
         grace=site.grace,
@@ -140,7 +145,7 @@ def _yoda(
         leases.learn(time.monotonic(), here.follower.known())
         _take_up(journal, known, say)
     ledger = ledger_of(axis.total, known)
-    dispatcher = Dispatcher(ledger, [file.start for file in axis.files], settings, axis.total)
+    dispatcher = Dispatcher(ledger, axis.cuts, settings, axis.total)
     dispatcher.schema = known.schema
     # the file our batch script keeps is cheap to look at; asking Slurm itself would fork
     slurm_end = told_when_moved(EndTime(allocation, environ, time.time, interval=10.0), say)

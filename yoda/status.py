@@ -13,7 +13,7 @@ from eventrange.quantity import span
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue
 from yoda.accounting import account_entries
-from yoda.core_seconds import Account, Allocation, CoreSeconds
+from yoda.core_seconds import Account, Allocation, CoreSeconds, Merging
 from yoda.pace import Pace
 from yoda.storage_view import render as storage_lines
 from yoda.storage_view import storage_view
@@ -43,8 +43,7 @@ def status(taskdir: TaskDir, now: float | None = None) -> dict[str, Any]:
 def task_status(taskdir: TaskDir, name: str, fingerprint: str, total: int, now: float | None = None) -> dict[str, Any]:
     """The same for a task whose `name`, `fingerprint` and number of events are known. Keys: see docs of `yoda status`.
 
-    `core_seconds` has six parts that sum to its `total`: attempts that hung or ended in quarantine count as retried
-    there; `core_seconds_detail` tells them apart.
+    `core_seconds` has six parts that sum to its `total`; `core_seconds_detail` has all of them, which do so too.
     """
     now = time.time() if now is None else now
     stories: list[Story] = []
@@ -86,6 +85,7 @@ def compose(
     known = {a.name: a for a in account.allocations}
     workers, busy = at_work(alive)
     eta = pace.eta(now, open_events, busy)
+    nodes = account.nodes()
     return {
         "version": VERSION,
         "task": name,
@@ -108,9 +108,10 @@ def compose(
         "seconds_per_event": round(pace.mean, 6),
         "workers": {"total": workers, "busy": busy},
         "allocations": [_allocation(known.get(n, Allocation(n)), state, now) for n, state in journals.items()],
-        "core_seconds": folded(account.core_seconds),
-        "core_seconds_detail": {**account.core_seconds.parts(), **account.core_seconds.finer()},
-        "nodes": {host: folded(seconds) for host, seconds in account.nodes().items()},
+        "core_seconds": account.core_seconds.folded(),
+        "core_seconds_detail": detail(account.core_seconds),
+        "nodes": {host: seconds.folded() for host, seconds in nodes.items()},
+        "nodes_detail": {host: detail(seconds) for host, seconds in nodes.items()},
         "quarantined": [event for a, b in quarantined for event in range(a, b)][:LISTED],
         "holes": _holes(done, quarantined, total),
         "damaged": sorted(n for n, state in journals.items() if state.damaged),
@@ -128,18 +129,9 @@ def at_work(alive: list[Allocation]) -> tuple[int, int]:
     return workers, busy
 
 
-def folded(seconds: CoreSeconds) -> dict[str, float]:
-    """The six parts of DESIGN and their total."""
-    p = seconds.parts()
-    out = {
-        "productive": p["productive"],
-        "lost_in_flight": p["lost_in_flight"],
-        "retried": (seconds.micro["retried"] + seconds.micro["hung"] + seconds.micro["quarantined"]) / 1e6,
-        "idle": p["idle"],
-        "startup": p["startup"],
-        "overhead": p["overhead"],
-    }
-    return {**out, "total": sum(out.values())}
+def detail(seconds: CoreSeconds) -> dict[str, float]:
+    """All parts, those of `idle` too, and their total."""
+    return {**seconds.parts(), **seconds.finer()}
 
 
 def events_per_second(allocation: Allocation, now: float) -> float:
@@ -160,7 +152,9 @@ def _allocation(allocation: Allocation, state: JournalState, now: float) -> dict
         "last_sign_of_life": allocation.last or None,
         "events_done": allocation.events,
         "signals": allocation.signals,
-        "core_seconds": folded(allocation.core_seconds),
+        "core_seconds": allocation.core_seconds.folded(),
+        "core_seconds_detail": detail(allocation.core_seconds),
+        "merging": _merging(allocation.merging),
         "damage": str(state) if state.damaged or state.damage.tail else "",
         "droids": [
             {
@@ -177,19 +171,44 @@ def _allocation(allocation: Allocation, state: JournalState, now: float) -> dict
     }
 
 
+def _merging(merging: Merging | None) -> dict[str, Any] | None:
+    """The merge at the end of an allocation: since when, how far, and how it ended (null: it has not)."""
+    if merging is None:
+        return None
+    over = merging.over
+    return {
+        "begun": merging.begin,
+        "last_sign_of_life": merging.last,
+        "events": merging.done,
+        "events_total": merging.total,
+        "exit_code": None if over is None else over.get("exit_code"),
+        "reason": None if over is None else str(over.get("reason", "")),
+    }
+
+
 def _state(allocation: Allocation, now: float) -> str:
-    """`ended`, `alive`, `killed` (no end written), or `none` (a journal without Droids: written by a command)."""
+    """`ended`, `merging` (ended, and at that), `alive`, `killed` (no end written), or `none` (a journal without Droids:
+    written by a command)."""
     if allocation.end is not None:
-        return "ended"
+        merging = allocation.merging
+        at_it = merging is not None and merging.over is None and merging.last > now - ALIVE
+        return "merging" if at_it else "ended"
     if not allocation.droids and allocation.pulse is None:
         return "alive" if allocation.last > now - ALIVE and allocation.about.get("started") else "none"
     return "alive" if allocation.last > now - ALIVE else "killed"
 
 
 def _why(allocation: Allocation, now: float) -> str:
-    state = _state(allocation, now)
+    state, merging = _state(allocation, now), allocation.merging
     if allocation.end is not None:
-        return str(allocation.end.get("reason", ""))
+        reason = str(allocation.end.get("reason", ""))
+        if state == "merging" and merging is not None:
+            return f"{reason}; merging{f', {100 * merging.done / merging.total:.0f} %' if merging.total else ''}"
+        if merging is not None and merging.over is None:
+            return f"{reason}; killed while it merged"
+        if merging is not None and merging.over is not None and merging.over.get("exit_code"):
+            return f"{reason}; the merge failed: {merging.over.get('reason', '?')}"
+        return reason
     if state == "none":
         return "no Droid worked in it"
     before = f"while draining ({allocation.drain.get('reason')})" if allocation.drain else "without warning"

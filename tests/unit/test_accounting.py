@@ -57,6 +57,22 @@ def parts(account: Account) -> dict[str, float]:
     return {name: round(value, 4) for name, value in found.items() if value}
 
 
+def fine(account: Account, *names: str) -> list[float]:
+    return [account.core_seconds.micro[name] / 1e6 for name in names]
+
+
+def spent(time: float, droid: int = 1, starting: float = 0, input: float = 0, again: float = 0) -> dict[str, Any]:
+    return {"note": "spent", "time": time, "droid": droid, "starting": starting, "input": input, "again": again}
+
+
+def merging(time: float, done: int = 0) -> dict[str, Any]:
+    return {"note": "merging", "time": time, "done": done, "total": 9}
+
+
+def merged(time: float) -> dict[str, Any]:
+    return {"note": "merged", "time": time, "exit_code": 0, "reason": ""}
+
+
 G, D, F, R, Q, P = Kind.GRANTED, Kind.DONE, Kind.FAILED, Kind.RETURNED, Kind.QUARANTINED, Kind.PENDING
 
 
@@ -64,12 +80,12 @@ def test_plain() -> None:
     found = parts(
         run(joined(100), row(G, 0, 9, 100), row(D, 0, 4, 100.05, 10), row(D, 4, 9, 115.05, 20), left(137.05), end(138))
     )
-    assert found == {"productive": 30, "overhead": 0.05, "idle": 7, "startup": 2, "total": 39.05}
+    assert found == {"productive": 30, "overhead": 0.05, "idle": 7.95, "startup": 2, "total": 40}
 
 
 def test_idle_is_told_apart() -> None:
     account = run(joined(100, workers=2), row(D, 0, 4, 101, 10), row(D, 4, 9, 115, 20), left(140), end(140))
-    assert account.core_seconds.finer() == {"idle_waiting": 5.0, "idle_tail": 45.0}
+    assert fine(account, "idle_waiting", "idle_tail") == [5.0, 45.0]
     assert parts(account) == {"productive": 30, "idle": 50, "startup": 4, "total": 84}
 
 
@@ -150,15 +166,64 @@ def test_drained_and_lost() -> None:
             end(130),
         )
     )
-    assert found == {"productive": 10, "lost_in_flight": 43, "idle": 17, "startup": 8, "total": 78}
+    assert found == {"productive": 10, "lost_in_flight": 43, "idle": 47, "startup": 8, "total": 108}
+
+
+def test_what_the_droid_knows() -> None:
+    """Starting workers is start-up, waiting for input is idle, and what was broken off is retried."""
+    account = run(
+        joined(100, workers=2),
+        spent(103, starting=5),
+        row(D, 0, 4, 104, 6),
+        row(D, 4, 8, 120, 6),
+        row(D, 8, 9, 110, 16, worker=1),
+        spent(126, input=2, again=7, starting=1),
+        left(126),
+        end(126),
+    )
+    assert parts(account) == {"productive": 26, "retried": 7, "idle": 13, "startup": 10, "total": 56}
+    assert fine(account, "idle_waiting", "idle_input", "idle_tail") == [11, 2, 0]
+
+
+def test_what_the_droid_knows_is_never_more_than_there_was() -> None:
+    account = run(joined(100), row(D, 0, 4, 101, 6), spent(110, starting=99, input=99, again=99), left(110), end(110))
+    assert parts(account) == {"retried": 4, "idle": 6, "startup": 2, "total": 12}
+
+
+BEFORE = (joined(100, 2, host="n0"), joined(100, 2, 2), row(D, 0, 9, 100, 10), left(112), left(110, 2), end(113))
+
+
+def test_merge() -> None:
+    """One core of rank 0's node merges, all others wait for it, also those of Droids that have said Bye."""
+    about = {"note": "journal", "created": 99, "host": "n0"}
+    account = run(about, *BEFORE, merging(115), merging(125, 5), merged(130))
+    assert parts(account) == {"productive": 10, "idle": 50 + 45, "startup": 8, "merge": 15, "total": 128}
+    assert fine(account, "idle_tail", "idle_merging") == [50, 45]
+    merge = {host: seconds.micro["merge"] / 1e6 for host, seconds in account.nodes().items()}
+    assert merge == {"n0": 15, "n1": 0}
+    assert sum(account.core_seconds.folded().values()) == 2 * account.core_seconds.total
+    assert account.core_seconds.folded()["overhead"] == 15, "one of the six parts that are promised"
+
+
+def test_merge_on_a_node_of_its_own() -> None:
+    account = run({"note": "journal", "created": 99, "host": "n9"}, *BEFORE, merging(115), merged(130))
+    assert parts(account) == {"productive": 10, "idle": 50 + 60, "startup": 8, "merge": 15, "total": 143}
+    assert account.nodes()["n9"].total == 15 and account.allocations[0].core_seconds.total == 143
+
+
+def test_merge_that_was_killed() -> None:
+    account = run({"note": "journal", "created": 99, "host": "n0"}, *BEFORE, merging(115), merging(125, 5))
+    assert parts(account)["merge"] == 10
+    known = account.allocations[0].merging
+    assert known is not None and known.over is None and (known.done, known.total) == (5, 9)
 
 
 def test_nodes() -> None:
     account = run(
-        joined(100), row(D, 0, 1, 100, 5), left(105), joined(100, droid=2, host="n2"), left(110, droid=2), end(110)
+        joined(100), row(D, 0, 1, 100, 5), left(105), joined(100, droid=2, host="n2"), left(110, droid=2), end(112)
     )
     nodes = account.nodes()
-    assert {host: seconds.total for host, seconds in nodes.items()} == {"n1": 7, "n2": 12}
+    assert {host: seconds.total for host, seconds in nodes.items()} == {"n1": 14, "n2": 14}, "all nodes are ours till then"
     assert sum(seconds.total for seconds in nodes.values()) == account.core_seconds.total
 
 
@@ -208,15 +273,29 @@ NUMBER = st.floats(allow_nan=True, allow_infinity=True, width=32)
     ),
     st.integers(0, 5),
     st.booleans(),
+    st.lists(
+        st.tuples(
+            st.sampled_from([spent(110, 1, 3, 2, 1), spent(150, 2, 99, 99, 99), spent(90, 7, 1, 1, 1)]),
+            st.sampled_from([merging(120), merging(170), merged(165), merged(50)]),
+        ),
+        max_size=3,
+    ),
+    st.sampled_from(["n1", "n9"]),
 )
-def test_parts_always_sum(rows: list[Any], split: int, ended: bool) -> None:
+def test_parts_always_sum(rows: list[Any], split: int, ended: bool, notes: list[Any], host: str) -> None:
     """Whatever the records say, no part is negative and they sum to workers x time."""
     table = [row(k, a, a + n, t, w, d, v, c) for k, a, n, t, w, d, v, c in rows]
     entries: list[Entry] = [joined(100, workers=2), joined(101, workers=1, droid=2), *table[:split]]
     if table[split:]:
         entries.append(np.concatenate(table[split:]))
-    account = run(*entries, *([left(150), end(160)] if ended else [pulse(170)]))
+    entries += [{"note": "journal", "host": host}, *([left(150), end(160)] if ended else [pulse(170)])]
+    account = run(*entries, *(note for pair in notes for note in pair))
     parts(account)
+    for seconds in (account.core_seconds, *account.nodes().values()):
+        assert sum(seconds.micro.values()) == round(seconds.total * 1e6) and min(seconds.micro.values()) >= 0
+        assert seconds.folded()["total"] == pytest.approx(seconds.total)
+    for life in (life for one in account.allocations for life in one.droids.values()):
+        assert life.core_seconds.total == pytest.approx(life.workers * (life.end - life.begin), abs=1e-5)
     assert account.core_seconds.total == pytest.approx(
         sum(sum(s.parts()[name] for name in PARTS) for s in account.nodes().values())
     )
