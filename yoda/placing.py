@@ -62,14 +62,15 @@ def launcher(template: str | None, ranks: int, environ: Mapping[str, str]) -> tu
     found = beside if os.access(beside, os.X_OK) else shutil.which("mpiexec")
     if found is None:
         raise LauncherMissing(python=sys.executable)
-    version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
-    path = {"PATH": os.path.dirname(found) + os.pathsep + environ.get("PATH", "")}
+    add = {"PATH": os.path.dirname(found) + os.pathsep + environ.get("PATH", "")}
+    if not environ.get("HOME"):
+        add["HOME"] = tempfile.gettempdir()  # Open MPI does not start without
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, env={**environ, **add}).stdout
     if "Open MPI" in version or "OpenRTE" in version or "prte" in version.lower():
         ulfm = ["--with-ft", "ulfm"] if " 4." not in version.splitlines()[0] else []
         if ulfm and "OMPI_MCA_btl" not in environ:
             ulfm += ["--mca", "btl", "self,sm"]
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.getuid() == 0 else {}
-        home = {} if environ.get("HOME") else {"HOME": tempfile.gettempdir()}  # it does not start without
         flags = ["--oversubscribe", "--bind-to", "none", *ulfm]
-        return [found, *flags, "-n", str(ranks)], {**path, **root, **home}
-    return [found, "-n", str(ranks)], path
+        return [found, *flags, "-n", str(ranks)], {**add, **root}
+    return [found, "-n", str(ranks)], add
