@@ -101,7 +101,7 @@ class CommandPayload:
     def _range(self, worker: Worker, axis: Axis, number: int, low: int, high: int) -> list[Fields]:
         file = axis.files[number]
         with tempfile.TemporaryDirectory(
-            prefix=f"range-{file.start + low}-", dir=worker.scratch, ignore_cleanup_errors=True
+            prefix=f"range-{file.origin + low}-", dir=worker.scratch, ignore_cleanup_errors=True
         ) as folder:
             place = Path(folder)
             work = place / "work"
@@ -111,13 +111,13 @@ class CommandPayload:
                 "first": str(low + 1),
                 "last": str(high),
                 "events": str(high - low),
-                "position": str(file.start + low),
+                "position": str(file.origin + low),
                 "seed": str(worker.seed),
                 "output": str(work / "output"),
                 "workdir": str(work),
             }
             arguments = [_filled(word, words) for word in self._command]
-            name = axis.name(file.start + low, file.start + high)
+            name = f"{file.name}:{low + 1}-{high}"
             code = self._run(arguments, place, name)
 
             def failed(text: str, hint: str) -> PayloadFailed:

@@ -45,6 +45,7 @@ class Holding:
         self.backlog: deque[Range] = deque()
         self.pace = pace
         self.size = 0  #: > 0: fixed events per range
+        self.whole = False  #: what Yoda grants are ranges as they stand, of `size` events on average
         self.range_seconds = 1.0
         self.remaining = 1  #: events pending at Yoda when it last wrote; 0 means this is the tail
         self.reclaim = 0  #: events Yoda wants back and has not got yet
@@ -84,7 +85,9 @@ class Holding:
         while self.backlog and events > 0:
             start, stop, attempt = self.backlog.pop()
             cut = max(start, stop - events)
-            if self.size:  # whole ranges only: rather one too many
+            if self.whole:
+                cut = start
+            elif self.size:  # whole ranges only: rather one too many
                 cut = start + (cut - start) // self.size * self.size
             if cut > start:
                 self.backlog.append((start, cut, attempt))
@@ -166,7 +169,7 @@ class Holding:
         ranges: list[Range] = []
         while self.backlog and len(ranges) < BATCH_RANGES:
             start, stop, attempt = self.backlog[0]
-            cut = min(stop, start + count)
+            cut = stop if self.whole else min(stop, start + count)
             if cut == stop:
                 self.backlog.popleft()
             else:

@@ -62,7 +62,7 @@ class Pace:
         """
         spe = self.seconds_per_event
         if not spe:
-            return ready, 2 * ready
+            return ready * max(1, size), 2 * ready * max(1, size)
         low = math.ceil(ready * max(4 * self.round_trip, AHEAD_SECONDS) / spe)
         high = low + max(1, math.ceil(ready * min(range_seconds, RANGE_SECONDS_AHEAD) / spe))
         grown = max(2 * ready, int(4 * self._events))  # what has been measured earns the right to ask for more

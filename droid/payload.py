@@ -82,10 +82,12 @@ class Payload:
     """A user's class or function behind one interface. Made by `load`.
 
     `per_event` says whether events are given one at a time; `jagged` names fields always stored with a count per event;
-    `needs_events` is False where the payload reads its input itself (programs).
+    `needs_events` is False where the payload reads its input itself (programs). `origin` is Axis.origin where positions
+    count the events of named ranges only.
     """
 
     needs_events = True
+    origin: Callable[[int], int] | None = None
 
     def __init__(self, name: str, target: Any) -> None:
         self.name = name
@@ -123,7 +125,7 @@ class Payload:
         """The fields of one event. Lets through whatever the payload raises."""
         if self._process is None:
             return self.process_events([event], [position])[0]
-        fields = self._process(event, random_for(self._seed, position))  # type: ignore[arg-type]
+        fields = self._process(event, self._random(position))
         return {} if fields is None else fields
 
     def process_events(
@@ -135,21 +137,23 @@ class Payload:
         `process_range`.
         Lets through whatever the payload raises; PayloadReturned where its answer has another length.
         """
-        seed = self._seed
-        if seed is None:
+        if self._seed is None:
             raise RuntimeError("start() comes before the first event")
         process = self._process
         if process is None:
             if begin is not None and len(positions):
                 begin(positions[0])
-            return self._range(events, [random_for(seed, position) for position in positions])
+            return self._range(events, [self._random(position) for position in positions])
         out = []
         for event, position in zip(events, positions, strict=True):
             if begin is not None:
                 begin(position)
-            fields = process(event, random_for(seed, position))
+            fields = process(event, self._random(position))
             out.append({} if fields is None else fields)
         return out
+
+    def _random(self, position: int) -> Generator:
+        return random_for(self._seed, position if self.origin is None else self.origin(position))  # type: ignore[arg-type]
 
     def _range(self, events: Sequence[Any], randoms: list[Generator]) -> list[Fields]:
         assert self._process_range is not None

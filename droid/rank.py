@@ -188,14 +188,17 @@ class DroidShell:
             self.store = Store(self.taskdir, allocation, task, rank, choices, self._ring, self.files)
             if self.uploads is not None:
                 self.uploads.begin(task, allocation, rank, self.log)
+            if "ranges" in message.task["axis"]:
+                from eventrange.axis import Axis  # who names ranges by position needs none
+
+                self.store.axis = Axis.from_dict(message.task["axis"])
             self._start_workers()
         elif isinstance(message, messages.Grant):
             ranges = messages.unpack_ranges(message.ranges)
             if self.sick is not None:
                 return  # Yoda takes everything back when it hears of it
-            self._do(
-                self.core.granted(now, ranges, message.size, message.range_seconds, message.remaining, message.schema)
-            )
+            seconds, remaining, whole = message.range_seconds, message.remaining, message.whole
+            self._do(self.core.granted(now, ranges, message.size, seconds, remaining, message.schema, whole))
         elif isinstance(message, messages.Drain):
             if message.reason != "complete":
                 self.log(f"draining within {message.grace:.1f} s: {message.reason}")

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from eventrange.errors import CannotWrite
 from eventrange.records import Code, Kind
 from eventrange.segment import SegmentWriter, member_name, writer
 from eventrange.taskdir import TaskDir
+
+if TYPE_CHECKING:
+    from eventrange.axis import Axis
 
 _FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -54,6 +57,7 @@ class Store:
         self.choices, self.files = choices, files
         self.ready: list[NDArray[Any]] = []  #: rows that may be reported
         self.sealed: list[dict[str, Any]] = []  #: notes of segments that were finished
+        self.axis: Axis | None = None  #: set where someone else named the ranges: it knows their names
         self.trouble: CannotWrite | None = None  #: set when nothing more can be stored here
         self._segment: SegmentWriter | None = None
         self._number = -1
@@ -161,7 +165,10 @@ class Store:
 
     def _append(self, row: NDArray[Any], data: memoryview, now: float) -> None:
         segment = self._open(now)
-        name = member_name(self.task, int(row["start"][0]) + 1, int(row["stop"][0]))
+        start, stop = int(row["start"][0]), int(row["stop"][0])
+        name = (
+            member_name(self.task, start + 1, stop) if self.axis is None else self.axis.member(self.task, start, stop)
+        )
         row["segment"] = self._number
         row["offset"] = segment.append(name, data, int(row["checksum"][0]))
         self._bytes += len(data)

@@ -255,6 +255,8 @@ class Zygote:
         path = os.path.join(self.blueprint.scratch, f"{name}.out")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         os.dup2(fd, 1)
+        elif self.axis.ranges is not None:
+            self.payload.origin = self.axis.origin
         os.dup2(fd, 2)
         os.close(fd)
 

@@ -88,6 +88,14 @@ class TaskDamaged(YodaError):
     todo = "{hint}"
 
 
+class RangesDamaged(YodaError):
+    """The task's copy of the ranges file cannot be read as what yoda wrote."""
+
+    exit_code = BAD_CONFIG
+    what = "{path} is damaged: {detail}"
+    todo = "run the same `yoda run` again: it is made again from ranges.file of the job"
+
+
 # --- data, 65 ---------------------------------------------------------------------------------------------------------
 
 

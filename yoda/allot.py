@@ -16,10 +16,15 @@ RETRIES = 1024  #: failed events looked at in one go at most
 
 
 class Allotment:
-    """Cuts pieces off the ledger. `cuts` are the first positions of all files, `size` a fixed range size or 0."""
+    """Cuts pieces off the ledger. `cuts` are the first positions of all files, `size` a fixed range size or 0.
 
-    def __init__(self, ledger: Ledger, cuts: Sequence[int], size: int, total: int) -> None:
-        self.ledger, self.cuts, self.size, self.total = ledger, list(cuts), size, total
+    `whole`: what lies between two cuts is one range, granted as such, however many events that is. There may be ten
+    million of them, so they are looked up where they are needed.
+    """
+
+    def __init__(self, ledger: Ledger, cuts: Sequence[int], size: int, total: int, whole: bool = False) -> None:
+        self.ledger, self.cuts, self.size, self.total = ledger, cuts, 0 if whole else size, total
+        self.whole = whole
 
     def cursor(self, index: int) -> int:
         """Where the Droid of this number begins: far from the others, at a file or on the grid of ranges."""
@@ -42,6 +47,12 @@ class Allotment:
             assert found is not None
             start, stop = found
             file = bisect_right(self.cuts, start)
+            if self.whole:
+                cut = self._whole(start, stop, file, count, ranges)
+                self.ledger.grant(droid.rank, start, cut)
+                count -= cut - start
+                droid.cursor = cut
+                continue
             stop = min(stop, self.cuts[file]) if file < len(self.cuts) else stop
             cut = min(stop, start + count)
             if size:  # whole ranges of the grid only; what begins within one, behind a hole, ends with it
@@ -53,6 +64,20 @@ class Allotment:
             count -= cut - start
             droid.cursor = cut
         return ranges
+
+    def _whole(self, start: int, stop: int, cut: int, count: int, ranges: list[Range]) -> int:
+        """Append the ranges from `start` on, at least `count` events of them if there are; returns where they end.
+
+        `cut` is the number of the first cut behind `start`.
+        """
+        begun = start
+        for edge in self.cuts[cut : cut + min(count, GRANT_RANGES - len(ranges))]:
+            edge = min(edge, stop)  # what is left of a range of which a part is done
+            ranges.append((start, edge, 0))
+            start = edge
+            if edge == stop or edge - begun >= count:
+                break
+        return start
 
     def retries(self, waiting: dict[int, Droid], anywhere: Callable[[set[int]], bool]) -> dict[int, list[Range]]:
         """Failed events, alone, for Droids that wait and where they have not failed; for any if `anywhere` allows."""

@@ -48,7 +48,8 @@ def load_job(path: str, sets: Sequence[str] = (), *, environ: Mapping[str, str] 
     absolute = os.path.abspath(path)
     _check_payload(keys, os.path.dirname(absolute), origins)
     inputs = _check_inputs(keys, os.path.dirname(absolute), environ, origins)
-    values = {name: getattr(keys, name) for name in _JOB_KEYS} | {"inputs": inputs}
+    ranges = _check_ranges(keys, os.path.dirname(absolute), environ, origins)
+    values = {name: getattr(keys, name) for name in _JOB_KEYS} | {"inputs": inputs, "ranges": ranges}
     return Job(**values, path=absolute, origins=_origins_of(tree, os.path.basename(path), origins))
 
 
@@ -262,6 +263,28 @@ def _check_inputs(keys: JobKeys, folder: str, environ: Mapping[str, str], origin
         hint = f"write for example `files: [data/events.{inputs.format}]`"
         raise origins.error("inputs.files", f"format {inputs.format} needs input files", hint)
     return msgspec.structs.replace(inputs, files=resolve(inputs.files, folder, environ, origins))
+
+
+def _check_ranges(keys: JobKeys, folder: str, environ: Mapping[str, str], origins: Origins) -> Any:
+    ranges = keys.ranges
+    if ranges.file is None:
+        if "ranges.numbering" in origins.lines or origins.is_set("ranges.numbering"):
+            hint = "add `file: ranges.json`, or leave numbering out"
+            raise origins.error("ranges.numbering", "says how the ranges of ranges.file count, and there is none", hint)
+        return ranges
+    try:
+        path = os.path.normpath(os.path.join(folder, expand(ranges.file, environ)))
+    except Undefined as error:
+        raise undefined("ranges.file", ranges.file, str(error), origins) from None
+    if not os.path.isfile(path):
+        raise origins.error("ranges.file", f"there is no file {path}", "it starts at the folder of the job file")
+    if ranges.events is not None:
+        hint = "leave ranges.events out: the named ranges are what is handed out"
+        raise origins.error("ranges.events", "ranges.file says how many events each range has", hint)
+    if keys.inputs.events is not None and keys.inputs.format != "generate":
+        hint = "leave inputs.events out, or leave ranges out of the file"
+        raise origins.error("inputs.events", "ranges.file says which events the task has", hint)
+    return msgspec.structs.replace(ranges, file=path)
 
 
 def _check_payload(keys: JobKeys, folder: str, origins: Origins) -> None:

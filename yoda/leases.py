@@ -47,27 +47,32 @@ FREE = "free"  #: owner of a part that was given away
 STEP = 4  #: no single look counts as more than timeout/STEP seconds of silence
 
 
-def divide(cuts: Sequence[int], total: int, size: int = 0, count: int = PARTS) -> NDArray[np.int64]:
+def divide(
+    cuts: Sequence[int], total: int, size: int = 0, count: int = PARTS, whole: bool = False
+) -> NDArray[np.int64]:
     """Edges of the parts, shape (parts + 1,): sorted, from 0 to `total`, none empty.
 
-    `cuts` are the first positions of all files and the other positions no range may cross; an edge is one of them where
-    there is one near, else it lies on the grid of ranges of `size` events that begins at the cut before it.
+    `cuts` are the positions that no range may cross, sorted; an edge is one of them where there is one near, else it
+    lies on the grid of ranges of `size` events that begins at the cut before it. `whole`: edges are cuts alone, since
+    what lies between two of them stays together.
     """
     if total <= 0:
         return np.zeros(1, np.int64)
-    inner = sorted({int(cut) for cut in cuts if 0 < cut < total})
+    low, high = bisect_right(cuts, 0), bisect_left(cuts, total)  # those within
     count = max(1, min(count, total // max(1, size)))
     edges = {0, total}
     for number in range(1, count):
         ideal = total * number // count
-        at = bisect_left(inner, ideal)
-        near = min(inner[max(0, at - 1) : at + 1], key=lambda cut: abs(cut - ideal), default=0)
-        if near and abs(near - ideal) * 4 * count <= total:
+        at = bisect_left(cuts, ideal, low, high)
+        near = min(cuts[max(low, at - 1) : min(high, at + 1)], key=lambda cut: abs(cut - ideal), default=0)
+        if near and (whole or abs(near - ideal) * 4 * count <= total):
             edges.add(near)
             continue
+        if whole:
+            break  # it is all one
         if size > 1:
-            before = bisect_right(inner, ideal) - 1
-            base = inner[before] if before >= 0 else 0
+            before = bisect_right(cuts, ideal, low, high) - 1
+            base = cuts[before] if before >= low else 0
             ideal = base + (ideal - base) // size * size
         edges.add(ideal)
     return np.array(sorted(edges), np.int64)

@@ -123,7 +123,7 @@ def _merge_once(
     rows, allocation, names = done_records(taskdir, fingerprint)
     placed = winners(rows, allocation)
     known = read_progress(taskdir, fingerprint)
-    total = sum(file.events for file in frozen.inputs.files) if frozen.inputs.files else int(frozen.inputs.events or 0)
+    total = sum(file["events"] for file in frozen.axis["files"])
     payload, catalogue = read_notes(taskdir, fingerprint)
     folder, file = where(choices.output, taskdir, frozen.task)
     quarantined = np.array(list(known.quarantined), np.int64).reshape(-1, 2)

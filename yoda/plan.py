@@ -27,14 +27,13 @@ def plan(setting: Setting) -> dict[str, Any]:
         ledger = ledger_of(axis.total, read_progress(taskdir, frozen.fingerprint))
         done, quarantined = ledger.done, ledger.quarantined.total
     else:
-        from droid.inputs import plan_axis
+        from yoda.sources import axis_of
 
         with tempfile.TemporaryDirectory(prefix="yoda-plan-") as cache:
-            chosen = job.inputs
-            cores = len(os.sched_getaffinity(0))
-            axis = plan_axis(chosen.format, chosen.files, chosen.events, chosen.options, cache, cores, where=job.path)
+            axis = axis_of(job, cache, len(os.sched_getaffinity(0)))
     size = job.ranges.events
-    ranges = sum(-(-file.events // size) for file in axis.files) if size else None
+    named = axis.ranges.count if axis.ranges is not None else None
+    ranges = sum(-(-file.events // size) for file in axis.files) if size else named
     workers = setting.request.workers or site.workers or len(os.sched_getaffinity(0))
     droids = setting.request.droids or (site.slurm.nodes if site.slurm is not None else 1) or 1
     try:
@@ -50,7 +49,8 @@ def plan(setting: Setting) -> dict[str, Any]:
         "files": [{"name": f.name, "path": f.path, "events": f.events, "first": f.start} for f in axis.files],
         "ranges": ranges,
         "events_per_range": size,
-        "range_seconds": None if size else job.ranges.seconds,
+        "range_seconds": None if size or named else job.ranges.seconds,
+        "named_ranges": named,
         "droids": droids,
         "workers": droids * workers,
         "launcher": command,
@@ -73,7 +73,9 @@ def render(found: dict[str, Any]) -> str:
         lines.append(f"           {file['name']}: {file['events']} events from position {file['first']}")
     if len(files) > 10:
         lines.append(f"           and {len(files) - 10} more files")
-    if found["ranges"] is not None:
+    if found["named_ranges"] is not None:
+        lines.append(f"ranges     {found['ranges']} named ones, handed out as they are")
+    elif found["ranges"] is not None:
         lines.append(f"ranges     {found['ranges']} of {found['events_per_range']} events")
     else:
         lines.append(f"ranges     about {found['range_seconds']:g} s of work each, sized while running")

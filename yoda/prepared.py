@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eventrange.errors import BAD_DATA, OK
+from eventrange.errors import BAD_DATA, OK, RangesDamaged
 from eventrange.history import Progress, read_progress
 from eventrange.intervals import IntervalSet
 from eventrange.ledger import Ledger, Retry
@@ -39,24 +39,20 @@ def prepare(setting: Setting) -> Prepared:
     """Open or make the task directory; count and index the inputs if that has not been done."""
     from eventrange.axis import Axis
 
-    job = setting.job
-
     def plan() -> dict[str, Any]:
-        from droid.inputs import plan_axis
+        from yoda.sources import axis_of
 
-        return plan_axis(
-            job.inputs.format,
-            job.inputs.files,
-            job.inputs.events,
-            job.inputs.options,
-            setting.taskdir.indexes,
-            len(os.sched_getaffinity(0)),
-            refuse_changed=False,
-            where=job.path,
-        ).to_dict()
+        cores = len(os.sched_getaffinity(0))
+        return axis_of(setting.job, setting.taskdir.indexes, cores, refuse_changed=False).to_dict()
 
-    frozen = open_task(setting.taskdir, job, plan)
-    return Prepared(setting, frozen, Axis.from_dict(frozen.axis))
+    frozen = open_task(setting.taskdir, setting.job, plan)
+    try:
+        axis = Axis.from_dict(frozen.axis)
+    except RangesDamaged:  # it can be made again, from a file that has not changed
+        if plan()["ranges"] != frozen.axis["ranges"]:
+            raise
+        axis = Axis.from_dict(frozen.axis)
+    return Prepared(setting, frozen, axis)
 
 
 def ledger_of(total: int, known: Progress) -> Ledger:

@@ -1,7 +1,8 @@
 """A task, frozen: what decides its events, written once into the task directory and compared ever after.
 
 `fingerprint` covers what decides the physics and nothing else: name, seed, input files (base name, size, events),
-format, reader options, number of events, and the payload's spec and options. Ranges, output, site and the place of the
+format, reader options, number of events, the ranges that someone else named, and the payload's spec and options. How we
+cut ranges ourselves, output, site and the place of the
 files may differ from run to run. So may the payload's own file: a repaired bug and another run are legitimate, and
 only worth a warning.
 
@@ -53,6 +54,17 @@ class FrozenInputs(msgspec.Struct, frozen=True):
     files: tuple[FrozenFile, ...]
 
 
+class FrozenRanges(msgspec.Struct, frozen=True):
+    """The file in which someone else named the ranges; `sha256` is that of their names and places, in any format."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    numbering: str
+    count: int
+    sha256: str
+
+
 class FrozenPayload(msgspec.Struct, frozen=True):
     """`sha256` of the payload's file, where it is one: for information, it decides nothing."""
 
@@ -72,13 +84,16 @@ class Frozen(msgspec.Struct, frozen=True):
     job_file: str
     job: dict[str, Any]  # the job as last run, as plain values
     axis: dict[str, Any]  # Axis.to_dict()
+    ranges: FrozenRanges | None = None
     warnings: tuple[str, ...] = ()
 
     @property
     def deciding(self) -> dict[str, Any]:
         """What the fingerprint covers, as plain values."""
         inputs, payload = self.inputs, self.payload
+        ranges = {"ranges": [self.ranges.count, self.ranges.sha256]} if self.ranges is not None else {}
         return {
+            **ranges,
             "task": self.task,
             "seed": self.seed,
             "inputs": {
@@ -146,6 +161,8 @@ def read_task(taskdir: TaskDir) -> Frozen | None:
             hint = f"use the yoda that wrote it; this one reads versions up to {VERSION}"
             raise TaskDamaged(path=path, detail=f"its format is version {version}", hint=hint, newer=True)
         axis = msgspec.json.decode(plain["axis"].encode())
+        if named := axis.get("ranges"):
+            named["path"] = os.path.join(taskdir.indexes, named["path"])
         frozen = msgspec.convert({**plain, "axis": axis, "warnings": []}, Frozen)
         stored = plain["fingerprint"]
     except ConfigError as error:
@@ -197,9 +214,14 @@ def _resume(
     for file in now.inputs.files:
         _check_unchanged(known.get(file.path), file)
     _check_same(taskdir, present, now)
-    if [file.path for file in now.inputs.files] != [file.path for file in present.inputs.files]:
-        now = _freeze(job, axis() if callable(axis) else axis)  # the files have moved: their events are counted again
-        _check_same(taskdir, present, now)
+    moved = [file.path for file in now.inputs.files] != [file.path for file in present.inputs.files]
+    if moved or _rewritten(present.ranges, now.ranges):
+        now = _freeze(job, axis() if callable(axis) else axis)  # events are counted, ranges are read again
+        try:
+            _check_same(taskdir, present, now)
+        except TaskChanged:
+            _forget(now, present)
+            raise
     if _canonical(msgspec.to_builtins(now)) != _canonical(msgspec.to_builtins(present)):
         _replace(taskdir, _text(now), files)
     elif not os.access(taskdir.root, os.W_OK):
@@ -254,8 +276,28 @@ def _check_unchanged(old: FrozenFile | None, new: FrozenFile) -> None:
     raise InputChanged(path=new.path, detail=f"{detail} (if only its date changed: touch -d @{stamp} {new.path})")
 
 
+def _rewritten(old: FrozenRanges | None, new: FrozenRanges | None) -> bool:
+    """Whether the ranges file may hold other ranges than it did."""
+
+    def stamp(ranges: FrozenRanges | None) -> Any:
+        return None if ranges is None else (ranges.size, ranges.mtime_ns, ranges.numbering)
+
+    return stamp(old) != stamp(new)
+
+
+def _forget(now: Frozen, present: Frozen) -> None:
+    """Remove what was laid down for ranges that are refused."""
+    made, kept = (frozen.axis.get("ranges", {}).get("path") for frozen in (now, present))
+    if made and made != kept:
+        with contextlib.suppress(OSError):
+            os.unlink(made)
+
+
 def _readable(frozen: Frozen) -> dict[str, Any]:
     plain = frozen.deciding
+    if (ranges := frozen.ranges) is not None:
+        known = f" ({ranges.count} ranges, sha256 {ranges.sha256:.12})" if ranges.count else ""
+        plain["ranges"] = {"file": f"{os.path.basename(ranges.path)}{known}"}
     plain["inputs"]["files"] = [f"{name} ({size} bytes, {n} events)" for name, size, n in plain["inputs"]["files"]]
     return plain
 
@@ -285,7 +327,21 @@ def _freeze(job: Job, axis: Mapping[str, Any], events: list[int] | None = None) 
         job_file=job.path,
         job=plain,
         axis=dict(axis),
+        ranges=_ranges(job, axis.get("ranges", {})),
     )
+
+
+def _ranges(job: Job, known: Mapping[str, Any]) -> FrozenRanges | None:
+    """The ranges file of `job`; `known` is what is known of its content, if anything."""
+    path = job.ranges.file
+    if path is None:
+        return None
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InputChanged(path=path, detail=error.strerror or str(error)) from None
+    count, sha256 = known.get("count", 0), known.get("sha256", "")
+    return FrozenRanges(path, status.st_size, status.st_mtime_ns, job.ranges.numbering, count, sha256)
 
 
 def _file(path: str, events: int) -> FrozenFile:
@@ -384,7 +440,10 @@ def _temporary(taskdir: TaskDir) -> str:
 def _text(frozen: Frozen) -> str:
     plain = msgspec.to_builtins(frozen)
     del plain["warnings"]
-    plain["axis"] = Literal(msgspec.json.encode(frozen.axis).decode("ascii", "backslashreplace") + "\n")
+    axis = frozen.axis
+    if named := axis.get("ranges"):  # the task directory may be moved
+        axis = {**axis, "ranges": {**named, "path": os.path.basename(named["path"])}}
+    plain["axis"] = Literal(msgspec.json.encode(axis).decode("ascii", "backslashreplace") + "\n")
     return _HEAD + dump({"version": VERSION, "fingerprint": frozen.fingerprint, **plain})
 
 

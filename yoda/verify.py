@@ -144,6 +144,8 @@ def recompute(taskdir: TaskDir, frozen: Frozen, payload: Any, count: int, seed: 
     events: Any = InputSet(frozen.inputs.format, axis, taskdir.indexes, frozen.inputs.options)
     if not payload.needs_events:
         payload.axis = axis
+    elif axis.ranges is not None:
+        payload.origin = axis.origin
     differing = []
     catalogue = read_notes(taskdir, frozen.fingerprint)[1]
     with closing(open_images(taskdir, names, placed, catalogue)) as images:

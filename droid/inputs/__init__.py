@@ -50,8 +50,7 @@ class InputSet:
         InputMissing and InputDamaged for what cannot be read.
         """
         if self.format == "generate":
-            self.axis.pieces(start, stop)  # for its check
-            return list(range(start, stop))
+            return [event for _, low, high in self.axis.pieces(start, stop) for event in range(low, high)]
         events: list[Any] = []
         for number, low, high in self.axis.pieces(start, stop):
             found = self._input(number).read(low, high)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,8 +13,7 @@ counts = st.lists(st.integers(0, 12), min_size=1, max_size=8)
 @st.composite
 def axes(draw: st.DrawFn) -> Axis:
     files = [(f"d{draw(st.integers(0, 2))}/f{draw(st.integers(0, 2))}", n) for n in draw(counts)]
-    total = sum(n for _, n in files)
-    return Axis(files, cuts=draw(st.lists(st.integers(0, total), max_size=5)))
+    return Axis(files)
 
 
 @settings(max_examples=200, deadline=None)
@@ -26,20 +24,10 @@ def test_axis_is_the_list_of_all_events(axis: Axis, data: st.DataObject) -> None
     assert [axis.locate(p) for p in range(axis.total)] == written_out
     start = data.draw(st.integers(0, axis.total))
     stop = data.draw(st.integers(start, axis.total))
-    pieces = axis.split(start, stop)
-    assert [p for a, b in pieces for p in range(a, b)] == list(range(start, stop))
-    assert all(a < b for a, b in pieces)
-    assert all(not ((axis.cuts > a) & (axis.cuts < b)).any() for a, b in pieces)
-    for a, b in pieces:
-        assert axis.parse(axis.name(a, b)) == (a, b)
+    pieces = axis.pieces(start, stop)
+    assert [(n, e) for n, a, b in pieces for e in range(a, b)] == written_out[start:stop]
     assert [axis.parse(name) for name in axis.names(start, stop)] == [
         (axis.files[n].start + a, axis.files[n].start + b) for n, a, b in axis.pieces(start, stop)
-    ]
-    edges = sorted(data.draw(st.lists(st.integers(0, axis.total), max_size=6, unique=True)))
-    edges = edges[: len(edges) // 2 * 2]
-    intervals = np.array(edges, np.int64).reshape(-1, 2)
-    assert [tuple(piece) for piece in axis.split_many(intervals).tolist()] == [
-        piece for a, b in intervals.tolist() for piece in axis.split(a, b)
     ]
     assert Axis.from_dict(axis.to_dict()) == axis
 

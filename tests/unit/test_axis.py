@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 
-import numpy as np
 import pytest
 
 from eventrange.axis import Axis, unique_names
@@ -13,12 +12,12 @@ from eventrange.errors import ConfigError
 
 @pytest.fixture
 def axis() -> Axis:
-    return Axis([("in/a.lhe", 10), ("in/empty.lhe", 0), ("in/b.lhe", 5), ("in/c.lhe", 1)], cuts=[3, 12])
+    return Axis([("in/a.lhe", 10), ("in/empty.lhe", 0), ("in/b.lhe", 5), ("in/c.lhe", 1)])
 
 
 def test_positions(axis: Axis) -> None:
     assert axis.total == len(axis) == 16
-    assert axis.cuts.tolist() == [0, 3, 10, 12, 15, 16]
+    assert list(axis.cuts) == [0, 10, 10, 15, 16]
     assert axis.locate(0) == (0, 0)
     assert axis.locate(9) == (0, 9)
     assert axis.locate(10) == (2, 0), "an empty file holds no position"
@@ -26,23 +25,14 @@ def test_positions(axis: Axis) -> None:
     for bad in (-1, 16):
         with pytest.raises(IndexError, match="16 events"):
             axis.locate(bad)
-    files, local = axis.locate_many(np.arange(16))
-    assert list(zip(files.tolist(), local.tolist(), strict=True)) == [axis.locate(i) for i in range(16)]
 
 
-def test_split_crosses_no_cut(axis: Axis) -> None:
-    assert axis.split(0, 16) == [(0, 3), (3, 10), (10, 12), (12, 15), (15, 16)]
-    assert axis.split(3, 10) == [(3, 10)]
-    assert axis.split(2, 4) == [(2, 3), (3, 4)]
-    assert axis.split(4, 4) == []
-    with pytest.raises(IndexError):
-        axis.split(5, 17)
-    assert axis.split_many(np.array([[0, 4], [5, 5], [9, 16]])).tolist() == [
-        [0, 3], [3, 4], [9, 10], [10, 12], [12, 15], [15, 16],
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match="disjoint"):
-        axis.split_many(np.array([[0, 4], [3, 5]]))
+def test_pieces(axis: Axis) -> None:
     assert axis.pieces(8, 16) == [(0, 8, 10), (2, 0, 5), (3, 0, 1)]
+    assert axis.pieces(4, 4) == []
+    with pytest.raises(IndexError):
+        axis.pieces(5, 17)
+    assert axis.member("task", 10, 12) == "task.11-12.h5"
 
 
 def test_names_there_and_back(axis: Axis) -> None:
@@ -53,9 +43,9 @@ def test_names_there_and_back(axis: Axis) -> None:
     assert axis.parse("in/b.lhe:1-5") == axis.parse("b.lhe") == (10, 15)
     assert axis.parse("1-16") == (0, 16)
     assert axis.parse(" 16 ") == (15, 16)
-    with pytest.raises(ValueError, match="2 files"):
+    with pytest.raises(ValueError, match="2 pieces"):
         axis.name(9, 11)
-    with pytest.raises(ValueError, match="0 files"):
+    with pytest.raises(ValueError, match="0 pieces"):
         axis.name(3, 3)
 
 
@@ -107,11 +97,6 @@ def test_limit() -> None:
     assert caught.value.exit_code == 78
     with pytest.raises(ConfigError, match="not a number of events"):
         Axis(files, limit=0)
-
-
-def test_cuts_must_lie_on_the_axis() -> None:
-    with pytest.raises(ConfigError, match="outside the axis of 10 events"):
-        Axis([("a", 10)], cuts=[11])
 
 
 def test_plain_data(axis: Axis) -> None:
