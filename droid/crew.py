@@ -90,6 +90,12 @@ class Crew:
         self._by_fd[ours.fileno()] = index
         self.poll.register(ours, select.POLLIN)
 
+    def program(self, words: list[str], environment: dict[str, str], fds: tuple[int, int, int]) -> bool:
+        """Have the zygote start a program with `fds` as stdin, stdout and stderr; False: not yet, or no more."""
+        if self.ready and not self._ending:
+            self._tell({"program": words, "environment": environment}, *fds)
+        return self.ready and not self._ending
+
     def kill(self, index: int) -> None:
         """SIGKILL worker `index`; its exit will be told."""
         self._tell({"kill": index})
@@ -153,13 +159,13 @@ class Crew:
         elif fd in self._by_fd:
             self._receive(self._by_fd[fd])
 
-    def _tell(self, message: dict[str, Any], fd: int | None = None) -> None:
+    def _tell(self, message: dict[str, Any], *fds: int) -> None:
         data = msgspec.msgpack.encode(message)
         try:
-            if fd is None:
-                self.control.send(data)
+            if fds:
+                socket.send_fds(self.control, [data], fds)
             else:
-                socket.send_fds(self.control, [data], [fd])
+                self.control.send(data)
         except (BrokenPipeError, ConnectionResetError):
             pass  # its end of file says the same
 

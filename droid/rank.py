@@ -91,6 +91,8 @@ class DroidShell:
         self.stopping = False
         self.together = True  # whether MPI can be finalized: all ranks will do so
         self.uploads = options.uploads
+        if self.uploads is not None:
+            self.uploads.spawn = self.crew.program  # from now on there is MPI, and this process may not fork
         self._upload_until = 0.0  # set when draining begins
         self.spent = Spent(time.monotonic())
         self._times_told: dict[int, int] = {}
@@ -374,11 +376,12 @@ class DroidShell:
 
     def _end(self) -> int:
         self.core.stopped = True
+        self.crew.kill_all()
+        if self.uploads is not None:
+            self.uploads.close()  # its process may be a child of the zygote
         self.crew.end()
         if self.store is not None:
             self.store.close()
-        if self.uploads is not None:
-            self.uploads.close()
         until = time.monotonic() + 5.0
         while self.transport.sending and time.monotonic() < until:
             time.sleep(0.001)

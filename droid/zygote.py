@@ -8,7 +8,7 @@ which the Droid, being an MPI process, could not do itself.
     Droid -- socketpair --> guardian (holds it open) --> zygote (uses it) --> workers (one socketpair each)
 
 Messages on the control socket are MessagePack maps, one per packet. Droid -> zygote: task, spawn (with a file
-descriptor), kill, end. Zygote -> Droid: ready, failed, spawned, exit.
+descriptor), kill, program (with three), end. Zygote -> Droid: ready, failed, spawned, exit.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ class Zygote:
         self.blueprint, self.slots, self.sock, self.ready = blueprint, slots, sock, ready
         self.workers: dict[int, int] = {}  # pid -> index
         self.task: dict[str, Any] = {}
+        self.environment = dict(os.environ)  # before the payload sees it
 
     def tell(self, **message: Any) -> None:
         try:
@@ -173,7 +174,7 @@ class Zygote:
             self._reap()
             while poll_in(self.sock):
                 try:
-                    data, fds, _, _ = socket.recv_fds(self.sock, _PACKET, 1)
+                    data, fds, _, _ = socket.recv_fds(self.sock, _PACKET, 3)
                 except ConnectionResetError:
                     return 0  # the Droid has ended without reading our last words
                 if not data:
@@ -185,6 +186,8 @@ class Zygote:
                     for pid, index in self.workers.items():
                         if index == message["kill"]:
                             os.kill(pid, signal.SIGKILL)
+                elif "program" in message:
+                    self._program(message["program"], message["environment"], fds)
                 elif "task" in message:
                     self._learn(fds[0])
                 elif "end" in message:
@@ -232,6 +235,15 @@ class Zygote:
             sys.stderr.flush()
         finally:
             os._exit(1)
+
+    def _program(self, words: list[str], environment: dict[str, str], fds: list[int]) -> None:
+        """Start a program for the Droid, which has MPI and may not fork. `fds` become its stdin, stdout and stderr; it
+        lives as long as they say, and nobody waits for it but `_reap`."""
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
+        with contextlib.suppress(OSError):  # the Droid sees the end of its pipes
+            os.posix_spawn(words[0], words, {**self.environment, **environment}, file_actions=actions)
+        for fd in fds:
+            os.close(fd)
 
     def _learn(self, fd: int) -> None:
         """The task comes in a memory file: the axis of a hundred thousand files is too long for a packet."""

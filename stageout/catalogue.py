@@ -9,12 +9,13 @@ with what a dead one left. Notes: `sealed`, `staged`, `removed`, `unusable`; of 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from eventrange.taskdir import TaskDir
 from stageout import protocol
+from stageout.site import StageoutRules
 
 NOTES = frozenset(("sealed", "staged", "removed", "endpoints", "breaker", "blocked", "upload_failed", "unusable"))
 KEPT = 100  # changes of breakers kept for status and report
@@ -56,6 +57,17 @@ class Known:
     def sealed(self) -> bool:
         return bool(self.sha256)
 
+    def unfinished(self, endpoints: Sequence[str], rules: StageoutRules) -> bool:
+        """Whether anything is still to be done for it: to be staged, to be brought home, or to be deleted."""
+        primary = endpoints[0]
+        if not any(name in self.copies for name in endpoints):
+            return self.local and not self.unusable
+        return (
+            (rules.rehome and primary not in self.copies)
+            or (rules.delete_local and self.local)
+            or (rules.delete_failover and primary in self.copies and len(self.copies) > 1)
+        )
+
     def path(self, taskdir: TaskDir) -> str:
         """The local file that was sealed, whether or not it is (still) there."""
         if self.file:
@@ -84,12 +96,16 @@ def key_of(template: str, task: str, segment: SegmentId, path: str) -> str:
 REPAIRED = ".repaired"
 
 
-def prefix_of(template: str, task: str, allocation: str) -> str | None:
-    """What the keys of all segments of an allocation begin with; None when others' keys begin so too."""
-    cuts = [at for word in ("{droid", "{number", "{format") if (at := template.find(word)) >= 0]
+def prefix_of(template: str, task: str, allocation: str, droid: int | None = None) -> str | None:
+    """What the keys of all segments of an allocation, or of one of its Droids, begin with; None when others' keys begin
+    so too."""
+    words = ("{droid", "{number", "{format")[droid is not None :]
+    cuts = [at for word in words if (at := template.find(word)) >= 0]
     head = template[: min(cuts)] if cuts else template
-    whole = "{allocation}" in head and head.endswith("/")  # else the name of one may begin with that of another
-    return head.format(task=task, allocation=allocation) if whole else None
+    whole = head.endswith("/")  # else the name of one may begin with that of another
+    if droid is not None:
+        whole = "{droid" in head and (whole or ("{allocation}/" in head and head.endswith(("-", "."))))
+    return head.format(task=task, allocation=allocation, droid=droid) if whole and "{allocation}" in head else None
 
 
 def task_prefix(template: str, task: str) -> str | None:

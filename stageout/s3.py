@@ -56,6 +56,7 @@ class S3Endpoint:
         self._pool = ThreadPoolExecutor(site.concurrency, f"s3-{site.name}")
         self._slots = threading.Semaphore(site.concurrency + 1)  # parts in memory, of all objects together
         self._conditional = site.conditional
+        self._active: set[str] = set()  # keys that are being written; their unfinished uploads are our own
         self._etag_is_md5 = True  # until one was read back and found good
         self._told_md5 = False  # whether the server wants Content-MD5 with every part
 
@@ -65,6 +66,14 @@ class S3Endpoint:
     def put(self, source: str | bytes, key: str, *, size: int, adler32: int, sha256: str) -> Stat:
         """See `Endpoint.put`."""
         wanted = Stat(check_key(key), size, adler32, sha256)
+        self._active.add(key)
+        try:
+            return self._put(source, wanted)
+        finally:
+            self._active.discard(key)
+
+    def _put(self, source: str | bytes, wanted: Stat) -> Stat:
+        key, size = wanted.key, wanted.size
         part = max(self.site.part_size, -(-size // MAX_PARTS))
         if self._is_there(key):
             return self._taken(source, wanted, part)
@@ -284,7 +293,8 @@ class S3Endpoint:
                 page = self._client.call("clean", prefix, "list_multipart_uploads", **values)
                 for item in page.get("Uploads", ()):
                     old = self._tools.wall() - item["Initiated"].timestamp() >= older_than if older_than else True
-                    if old and (not exact or item["Key"] == self._full(prefix)):
+                    mine = item["Key"] == self._full(prefix) if exact else self._short(item["Key"]) not in self._active
+                    if old and mine:
                         with contextlib.suppress(Missing):
                             where = {"Bucket": self.bucket, "Key": item["Key"], "UploadId": item["UploadId"]}
                             self._client.call("clean", item["Key"], "abort_multipart_upload", **where)

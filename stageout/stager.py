@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import glob
 import logging
 import os
 import queue
@@ -184,6 +185,9 @@ class Shell:
         path, wanted = segment.path, {"size": segment.size, "adler32": segment.adler32, "sha256": segment.sha256}
         failed: BaseException | None = None
         if source is not None:
+            for old in glob.glob(glob.escape(segment.path) + ".rehome-*"):  # of a process that was killed
+                with contextlib.suppress(OSError):
+                    os.unlink(old)
             path = f"{segment.path}.rehome-{os.getpid()}"
             try:
                 _fetch(endpoints[source], segment, path)

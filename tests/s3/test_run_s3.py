@@ -233,6 +233,53 @@ def test_everything_killed_in_the_middle_of_an_upload(place: runs.Place, swift_b
     assert done.code == 0 and place.sha256() == reference, done.text
 
 
+def stagers(run: runs.Running) -> list[int]:
+    """The stage-out processes of the run's Droids."""
+    found = []
+    for process in runs.processes(run.mark):
+        try:
+            words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"stageout.stager" in words and process.role != "other":
+            found.append(process.pid)
+    return found
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ("PUT", "partNumber=2"),
+        pytest.param(("POST", "uploads"), marks=pytest.mark.slow),
+        pytest.param(("POST", "uploadId"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_stage_out_process_killed_in_an_upload_is_replaced_in_the_same_run(
+    place: runs.Place, swift_bucket: Bucket, reference: str, request_: tuple[str, str]
+) -> None:
+    """Twice, at the same point: the run completes, one copy of each segment is recorded, no upload is left behind."""
+    proxy = swift_bucket.proxy
+    proxy.faults = [Fault("hang", *request_)]
+    primary = endpoint("primary", swift_bucket.name, proxy.url, part_size="5MiB", read_timeout=60.0)
+    site(place, primary, segment="6MiB", nice=0)
+    run = place.start(env={"YODA_TEST_SLEEP": "0.03"})
+    for count in (1, 2):
+        run.until(lambda n=count: sum(kind == "hang" for _, _, kind in proxy.seen) >= n, "an upload under way")
+        if count == 2:
+            proxy.faults = []
+        for pid in stagers(run):
+            run.signal(pid)
+        run.until(lambda n=count: len(place.notes("stager_gone")) >= n, "its end noted")
+    done = run.wait()
+    assert done.code == 0 and place.sha256() == reference, done.text
+    assert runs.granted_again(place.story()) == [] and len(place.notes("stager_gone")) == 2
+    keys = [note["key"] for note in place.notes("staged")]
+    assert len(keys) == len(set(keys)) >= 2, keys
+    assert set(keys) == objects(swift_bucket.name, swift_bucket.server.url) and swift_bucket.uploads() == []
+    assert true_copies(place, swift_bucket.name, swift_bucket.server.url) == len(keys)
+
+
 def test_a_damaged_object_costs_the_events_of_its_damaged_images(
     place: runs.Place, rclone: servers.Server, reference: str
 ) -> None:

@@ -82,6 +82,11 @@ def test_prefixes_are_only_given_where_nobody_else_begins_so() -> None:
     assert prefix_of("{allocation}-{droid}-{number}", "t", "a") is None
     assert prefix_of("{task}/{droid}/{allocation}/{number}", "t", "a") is None
     assert task_prefix("{allocation}/{task}/{droid}/{number}", "t") is None
+    assert prefix_of(KEY, "t", "a", 1) == "t/a/00001-"
+    assert prefix_of("{droid}/{allocation}/{number}", "t", "a", 1) == "1/a/"
+    assert prefix_of("{allocation}/{droid}{number}", "t", "a", 1) is None  # 1 and 11
+    assert prefix_of("{allocation}-{droid}-{number}", "t", "a", 1) is None  # a-1 may be another allocation
+    assert prefix_of("{allocation}/{number}-{droid}", "t", "a", 1) is None
 
 
 @pytest.mark.parametrize("key", ["{task}.tar", "{allocation}-{droid}", "/{allocation}-{droid}-{number}", "{what}"])

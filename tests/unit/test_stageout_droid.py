@@ -158,14 +158,73 @@ def test_an_empty_segment_is_not_staged(tmp_path: Path, droid: Callable[..., Dro
     assert one.notes == []
 
 
-def test_a_stage_out_process_that_is_killed_is_a_note_and_no_more(tmp_path: Path, droid: Callable[..., Droid]) -> None:
+def kill(one: Droid) -> None:
+    """SIGKILL of the present stage-out process, and wait until that is a note."""
+    before = len(one.named("stager_gone"))
+    assert one.uploads._stager is not None
+    os.kill(one.uploads._stager.pid, signal.SIGKILL)
+    one.until(lambda: len(one.named("stager_gone")) > before, "noticed")
+
+
+def test_a_stage_out_process_that_is_killed_is_replaced(tmp_path: Path, droid: Callable[..., Droid]) -> None:
+    """Before, between and after segments; a process that dies again and again comes back less and less often."""
+    one = droid(endpoint(tmp_path, "primary"), backoff_max=1.0)
+    os.kill(one.uploads._stager.pid, signal.SIGKILL)  # before it knows what for
+    one.begin()
+    one.until(lambda: one.named("stager_gone"), "noticed")
+    one.uploads.sealed(segment(one.taskdir, "alloc", 0)[0])  # while there is none
+    one.until(lambda: len(one.named("staged")) == 1, "the first segment")
+    kill(one)
+    kill_again = segment(one.taskdir, "alloc", 1)[0]
+    one.until(lambda: one.uploads._stager is not None, "another one")
+    one.uploads.sealed(kill_again)
+    one.until(lambda: len(one.named("staged")) == 2, "the second segment")
+    assert [note["pause"] for note in one.named("stager_gone")] == [0.05, 0.1]
+    assert {note["segment"] for note in one.named("staged")} == {0, 1} and one.uploads.waiting == 0
+    one.uploads.finish(60.0)
+    one.until(lambda: one.uploads.over, "over")
+
+
+def test_killed_before_the_journal_has_the_copy(tmp_path: Path, droid: Callable[..., Droid]) -> None:
+    """It was staged, nobody but us knows: the next process is told of it when the journal has it, and not before."""
+    one = droid(endpoint(tmp_path, "primary"), delete_local=True)
+    one.begin()
+    one.uploads.sealed(segment(one.taskdir, "alloc")[0])
+    path = Path(one.taskdir.segment("alloc", 1, 0))
+    one.until(lambda: one.named("staged"), "staged", keep=False)
+    kill(one)
+    one.until(lambda: one.uploads._stager is not None, "another one", keep=False)
+    time.sleep(0.3)
+    one.uploads.news()
+    assert path.exists() and len(one.named("staged")) == 1
+    one.uploads.kept(one.named("staged")[0]["number"])
+    one.until(lambda: one.named("removed"), "removed")
+    assert not path.exists() and len(one.named("staged")) == 1
+
+
+def test_killed_at_the_end_it_is_replaced_for_the_last_segment(tmp_path: Path, droid: Callable[..., Droid]) -> None:
+    one = droid(endpoint(tmp_path, "primary"), backoff=60.0, backoff_max=60.0)
+    one.begin()
+    kill(one)
+    one.uploads.sealed(segment(one.taskdir, "alloc")[0])
+    assert one.uploads._stager is None
+    one.uploads.finish(60.0)
+    assert not one.uploads.over
+    one.until(lambda: one.uploads.over, "over")
+    assert one.named("staged") and one.uploads.waiting == 0
+
+
+def test_without_anybody_who_may_start_it_nothing_waits(tmp_path: Path, droid: Callable[..., Droid]) -> None:
     one = droid(endpoint(tmp_path, "primary"))
     one.begin()
-    os.kill(one.uploads._stager.pid, signal.SIGKILL)
-    one.until(lambda: one.named("stager_gone"), "noticed")
+    asked: list[list[str]] = []
+    one.uploads.spawn = lambda words, environment, fds: bool(asked.append(words))
+    kill(one)
     one.uploads.sealed(segment(one.taskdir, "alloc")[0])
-    assert one.uploads.ended and one.uploads.news() == []
-    one.uploads.finish(60.0)
+    one.until(lambda: asked, "somebody asked")
+    one.uploads.finish(0.0)
+    assert one.uploads.waiting == 1 and one.uploads._stager is None
+    one.uploads._until = time.monotonic() - 1
     assert one.uploads.over
 
 

@@ -200,7 +200,7 @@ def test_a_stopped_process_never_blocks_its_parent(start: Parent, tmp_path: Path
 
 def test_nonsense_on_its_stdin_is_logged_and_skipped(start: Parent, tmp_path: Path) -> None:
     process = start(disk(tmp_path, "primary"))
-    os.write(process._in.fileno(), b'nonsense\n{"do":"nothing"}\n')
+    os.write(process._in, b'nonsense\n{"do":"nothing"}\n')
     process.send(Submit(seg(tmp_path, "s", b"data")))
     until(process, lambda r: isinstance(r, Staged))
 
