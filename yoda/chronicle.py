@@ -6,6 +6,7 @@ then adds every record to the sums of the pictures.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from eventrange.history import JournalState, Story
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
+from eventrange.times import add
+from stageout.catalogue import Catalogue
 from yoda.core_seconds import Account, Allocation, DroidLife
 from yoda.lanes import Grid
 from yoda.lifetime import merger_of
@@ -62,10 +65,11 @@ class Chronicle:
     granted: int = 0  #: events
     slowest: list[tuple[float, int, int, float, str, int, int]] = field(default_factory=list)
     evidence: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    ranges: Counter[int] = field(default_factory=Counter)  #: the same -> ranges
+    consumers: list[NDArray[np.int64]] = field(default_factory=list)  #: events of every worker that did any
+    times: dict[int, int] = field(default_factory=dict)  #: single events (eventrange.times), as far as they were told
     breaker: list[dict[str, Any]] = field(default_factory=list)
-    sealed: int = 0
-    sealed_bytes: int = 0
-    staged: Counter[str] = field(default_factory=Counter)  #: endpoint -> bytes
+    catalogue: Catalogue = field(default_factory=Catalogue)
     versions: dict[str, str] = field(default_factory=dict)
     journals: dict[str, JournalState] = field(default_factory=dict)
 
@@ -82,13 +86,20 @@ def chronicle(taskdir: TaskDir, fingerprint: str, account: Account, alive_since:
         for one in account.allocations
     }
     story = Story(taskdir, fingerprint)
+    times: dict[str, Any] = {}
     for name, entry in story.whole():
         if isinstance(entry, dict):
+            if entry.get("note") == "times":
+                times[name] = entry.get("times")  # the sum of the allocation so far
+            out.catalogue.add(name, entry)
             _note(out, name, entry, quarantined)
         elif name in readers:
             readers[name].rows(entry)
     for reader in readers.values():
         reader.finish()
+    for pairs in times.values():
+        with contextlib.suppress(TypeError, ValueError):
+            add(out.times, {int(bin_): int(events) for bin_, events in pairs})
     out.slowest.sort(reverse=True)
     out.journals = story.journals
     return out
@@ -170,6 +181,7 @@ class _Reader:
         for droid, life in lives.items():
             self.node[droid], self.core[droid], self.count[droid] = life.node, life.core, life.cores
         self.ends = np.zeros((size, self.workers))  # end of the latest work of each worker
+        self.did = np.zeros((size, self.workers), np.int64)  # events done by each worker
         self.open = np.zeros(size)
         self.back: list[tuple[int, float, float]] = []  # droid, begin, end of work lost with what came back
 
@@ -219,7 +231,11 @@ class _Reader:
         out.done += np.bincount(column, length, COLUMNS)
         out.bytes += float(rows["size"].sum(dtype=np.float64))
         for attempt in np.unique(rows["attempt"]).tolist():
-            out.attempts[attempt] += int(length[rows["attempt"] == attempt].sum())
+            mine = rows["attempt"] == attempt
+            out.attempts[attempt] += int(length[mine].sum())
+            out.ranges[attempt] += int(mine.sum())
+        lane = rows["droid"].astype(np.int64) * self.workers + np.minimum(rows["worker"], self.workers - 1)
+        self.did += np.bincount(lane, length, self.did.size).astype(np.int64).reshape(self.did.shape)
         per_event = rows["wall"] / np.maximum(length, 1)
         floor = out.slowest[0][0] if len(out.slowest) == SLOWEST else 0.0
         candidates = np.flatnonzero(per_event > floor)
@@ -240,6 +256,7 @@ class _Reader:
 
     def finish(self) -> None:
         """What no record says: lives, start-up, draining, and what was under way when a Droid was lost."""
+        self.out.consumers.append(self.did[self.did > 0])
         axis, drain = self.out.axis, self.allocation.drain
         merging, merger = self.allocation.merging, merger_of(self.allocation)
         drained = float(drain["time"]) if drain and isinstance(drain.get("time"), (int, float)) else None
@@ -300,11 +317,6 @@ def _note(out: Chronicle, allocation: str, note: dict[str, Any], quarantined: An
             known.append({**short, "allocation": allocation})
     elif what == "breaker":
         out.breaker.append(note)
-    elif what == "sealed":
-        out.sealed += 1
-        out.sealed_bytes += int(note.get("size") or 0)
-    elif what == "staged":
-        out.staged[str(note.get("endpoint", "?"))] += int(note.get("size") or 0)
     elif what == "payload" and not out.versions:
         versions = note.get("versions")
         out.versions = versions if isinstance(versions, dict) else {}

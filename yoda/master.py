@@ -30,6 +30,7 @@ TICK = 0.1  #: seconds between looks at the clock
 FAILURES_SAID = 100  #: failed attempts told one by one; a payload that fails on all of a million events is one story
 SUSPENDED = 1.0  #: a loop that did not turn for so long was stopped, and could hear nobody
 PULSE = 10.0  #: seconds between signs of life in the journal
+TIMES = 60.0  #: seconds between histograms of event times there
 LISTED = 8  #: slowest events and silent Droids named in one of them
 PROBE_FIRST, PROBE_LAST = 0.0001, 0.02  #: seconds between MPI probes: back-off while nothing comes
 PROBE_QUIET = 0.05  #: and once nothing has come for QUIET seconds: each probe costs a tenth of a millisecond
@@ -69,6 +70,7 @@ class MasterShell:
         self.unkept: dict[int, int] = {}  # the same, of those that are being synced
         self.stop_now = ""
         self._failures = 0
+        self._times_at = time.monotonic() + TIMES
         dispatcher.roster.awaited = set(range(1, transport.size))
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.syncer = Syncer(self._ring)
@@ -222,6 +224,15 @@ class MasterShell:
             ],
         )
 
+        if now >= self._times_at:
+            self._times_at = now + TIMES
+            self._note_times()
+
+    def _note_times(self) -> None:
+        """Times of single events, all of this allocation so far: records only have those of ranges."""
+        if self.dispatcher.times:
+            self._note("times", times=sorted(self.dispatcher.times.items()))
+
     # -- what goes out -----------------------------------------------------------------------------------------------
 
     def _note(self, name: str, **values: Any) -> None:
@@ -325,6 +336,7 @@ class MasterShell:
             reason = self.stop_now
         ledger = self.dispatcher.ledger
         if self.broken is None:
+            self._note_times()
             self._note(
                 "end",
                 reason=reason,

@@ -12,9 +12,9 @@ from eventrange.durable import explain, write_file
 from yoda.svg import STATES
 
 if TYPE_CHECKING:
-    from yoda.report import Facts
+    from yoda.report_facts import Facts
 
-ORDER = ("productive", "startup", "failed", "lost", "drained")
+ORDER = ("productive", "startup", "failed", "lost", "merge", "drained")
 HATCHES = {"drained": "////", "lost": "---", "failed": "..."}
 
 
@@ -90,7 +90,7 @@ def _cores(facts: Facts, axes: Any) -> None:
 
 
 def _throughput(facts: Facts, axes: Any) -> None:
-    from yoda.report import history
+    from yoda.report_pictures import history
 
     rate, _ = history(facts)
     axes.plot(rate, color=STATES["productive"][0])

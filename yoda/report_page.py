@@ -6,26 +6,30 @@ from collections.abc import Sequence
 from html import escape
 
 STYLE = """
-:root { color-scheme: light }
-body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #1f2933; background: #fff; margin: 0 auto;
+:root { color-scheme: light dark; --ink: #1f2933; --soft: #52606d; --line: #cbd2d9; --faint: #e4e7eb; --back: #fff;
+  --box: #f5f7fa }
+@media screen and (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --soft: #9aa5b1; --line: #3e4c59;
+  --faint: #2a343f; --back: #12171d; --box: #1f2933 } }
+body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: var(--ink); background: var(--back); margin: 0 auto;
   max-width: 1000px; padding: 24px 24px 64px }
-h1 { font-size: 26px; margin: 0 } h2 { font-size: 19px; margin: 40px 0 6px; border-bottom: 1px solid #cbd2d9 }
+h1 { font-size: 26px; margin: 0 } h2 { font-size: 19px; margin: 40px 0 6px; border-bottom: 1px solid var(--line) }
 h3 { font-size: 15px; margin: 22px 0 4px }
-.stamp, .note { color: #52606d; font-size: 13px } .lead { font-size: 17px }
-svg { display: block; width: 100%; height: auto; margin: 6px 0 }
-.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0 }
-.tile { flex: 1 1 150px; border: 1px solid #cbd2d9; border-radius: 6px; padding: 8px 12px }
-.tile span, .tile small { display: block; color: #52606d; font-size: 12px } .tile b { font-size: 20px }
+.stamp, .note { color: var(--soft); font-size: 13px } .lead { font-size: 17px }
 .wide { overflow-x: auto }
+svg { display: block; width: 100%; min-width: 680px; height: auto; margin: 6px 0; background: #fff; border-radius: 4px }
+.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0 }
+.tile { flex: 1 1 140px; border: 1px solid var(--line); border-radius: 6px; padding: 8px 12px }
+.tile span, .tile small { display: block; color: var(--soft); font-size: 12px } .tile b { font-size: 20px }
 table { border-collapse: collapse; font-size: 13px; margin: 8px 0; font-variant-numeric: tabular-nums }
-th { text-align: left; color: #52606d; font-weight: 600 }
-th, td { padding: 3px 12px 3px 0; border-bottom: 1px solid #e4e7eb; vertical-align: top }
+th { text-align: left; color: var(--soft); font-weight: 600 }
+th, td { padding: 3px 12px 3px 0; border-bottom: 1px solid var(--faint); vertical-align: top }
 td.n, th.n { text-align: right; white-space: nowrap } td { overflow-wrap: break-word }
 details { margin: 6px 0 } summary { cursor: pointer; overflow-wrap: anywhere }
-pre { background: #f5f7fa; padding: 8px 12px; overflow-x: auto; font-size: 12px; white-space: pre-wrap }
-code { background: #f5f7fa; padding: 0 3px }
+pre { background: var(--box); padding: 8px 12px; overflow-x: auto; font-size: 12px; white-space: pre-wrap }
+code { background: var(--box); padding: 0 3px }
 @media print { body { max-width: none; padding: 0; font-size: 11px } h2 { break-after: avoid }
-  svg, .tile, tr { break-inside: avoid } * { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
+  .wide { overflow: visible } svg { min-width: 0 } svg, .tile, tr, pre { break-inside: avoid }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
 """
 
 
@@ -39,6 +43,11 @@ def page(title: str, stamp: str, body: str) -> str:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f"<h1>{escape(name)}</h1><p class=stamp>{escape(what)}. {escape(stamp)}</p>{body}</body></html>\n"
     )
+
+
+def figure(picture: str) -> str:
+    """A picture; on a narrow screen it is scrolled rather than made too small to read."""
+    return f"<div class=wide>{picture}</div>"
 
 
 def heading(words: str) -> str:

@@ -19,8 +19,18 @@ STATES = {
     "startup": ("#a7adb5", "", "start-up"),
     "failed": ("#e69f00", "dots", "failed, or done twice"),
     "lost": ("#c62828", "bars", "lost in flight"),
+    "merge": ("#6a4fa3", "", "merge"),
     "drained": ("#ffffff", "hatch", "drained"),
     "idle": ("#ffffff", "", "idle"),
+}
+#: States of a breaker and parts of the core time that no lane has
+LOOKS = {
+    **STATES,
+    "overhead": ("#efe3b8", "", "overhead"),
+    "closed": ("#cfe3d4", "", "in use"),
+    "half-open": ("#e69f00", "dots", "on trial"),
+    "open": ("#c62828", "bars", "off"),
+    "exhausted": ("#3b0a0a", "", "off for good"),
 }
 LEFT, RIGHT = 96, 24  #: margins beside a picture whose columns are TimeAxis.columns wide
 
@@ -38,7 +48,7 @@ def patterns() -> str:
 
 
 def fill(state: str) -> str:
-    colour, pattern, _ = STATES[state]
+    colour, pattern, _ = LOOKS[state]
     return f"url(#{pattern})" if pattern else colour
 
 
@@ -62,9 +72,9 @@ def legend(x: float, y: float, states: Sequence[str]) -> str:
     for state in states:
         out.append(
             f'<rect x="{x:.0f}" y="{y - 9:.0f}" width="14" height="10" fill="{fill(state)}" stroke="#6b7280" '
-            f'stroke-width="0.6"/>' + text(x + 19, y, STATES[state][2])
+            f'stroke-width="0.6"/>' + text(x + 19, y, LOOKS[state][2])
         )
-        x += 34 + 6.4 * len(STATES[state][2])
+        x += 34 + 6.4 * len(LOOKS[state][2])
     return "".join(out)
 
 
@@ -105,7 +115,8 @@ def lanes(
     count = len(labels)
     row = max(4.0, min(16.0, height / max(1, count)))
     top, bottom = 26.0, 26.0 + row * count
-    parts = [legend(LEFT, 12, ("productive", "idle", "startup", "lost", "failed", "drained"))]
+    words = [state for state in ("productive", "idle", "startup", "lost", "failed", "merge", "drained")]
+    parts = [legend(LEFT, 12, [state for state in words if state != "merge" or sums["merge"].any()])]
     alive = sums["alive"]
     paths: dict[str, list[str]] = {state: [] for state in ("idle", *STATES)}
     for lane in range(count):
@@ -115,7 +126,7 @@ def lanes(
         for begin, end in _runs(there.astype(int), 1):
             paths["idle"].append(_box(begin, y, end - begin, row))
         base = np.zeros(axis.columns)
-        for state in ("productive", "startup", "failed", "lost", "drained"):
+        for state in ("productive", "startup", "merge", "failed", "lost", "drained"):
             # sixteenths of a lane: finer differences are not seen, and equal neighbours are drawn as one
             level = np.where(there, np.round(16 * share[state]), 0).astype(int)
             if state in ("lost", "failed"):
@@ -141,6 +152,24 @@ def lanes(
         for n, label in enumerate(labels)
         if n % every == 0
     ]
+    parts.append(time_ruler(axis, top, bottom))
+    return svg(LEFT + axis.columns + RIGHT, bottom + 22, "".join(parts), title)
+
+
+def switches(lanes: Sequence[tuple[str, Sequence[tuple[str, float, float]]]], axis: TimeAxis, title: str) -> str:
+    """One line per lane (label, [(state of LOOKS, since, until)]), unix seconds."""
+    row, top = 18.0, 26.0
+    bottom = top + row * len(lanes)
+    parts = [legend(LEFT, 12, ("closed", "open", "half-open", "exhausted"))]
+    for number, (label, spans) in enumerate(lanes):
+        y = top + number * row
+        parts.append(text(LEFT - 6, y + 12, _short(label), "end", font_size=9.5))
+        for state, since, until in spans:
+            begin, end = axis.place([since, until]).tolist()
+            parts.append(
+                f'<rect x="{LEFT + begin:.1f}" y="{y + 2:.1f}" width="{max(1.0, end - begin):.1f}" height="{row - 4}" '
+                f'fill="{fill(state)}"><title>{escape(f"{label}: {LOOKS[state][2]}")}</title></rect>'
+            )
     parts.append(time_ruler(axis, top, bottom))
     return svg(LEFT + axis.columns + RIGHT, bottom + 22, "".join(parts), title)
 

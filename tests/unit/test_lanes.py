@@ -13,7 +13,7 @@ from eventrange.taskdir import TaskDir
 from yoda.chronicle import LANES, _spread, chronicle
 from yoda.core_seconds import Account
 from yoda.lanes import Grid
-from yoda.report import gather
+from yoda.report_facts import gather
 from yoda.timeaxis import TimeAxis
 
 
