@@ -25,7 +25,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -49,7 +49,6 @@ class Blueprint:
     scratch: str
     imports: tuple[str, ...] = ()
     memory: int | None = None  #: bytes of data a worker may use
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 def die_with_parent(parent: int) -> None:
@@ -138,7 +137,6 @@ class Zygote:
         faulthandler.enable()  # a crash in setup() leaves its traceback, too
         for index in range(len(self.slots.table)):
             self.slots.clear(index)
-        os.environ.update(self.blueprint.environment)
         try:
             self.payload = self.blueprint.load()
             for name in self.blueprint.imports:

@@ -24,12 +24,12 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
     through."""
     from yoda.finish import after
     from yoda.placing import allocation_launcher, launcher, nodes_here
-    from yoda.prepared import finished, prepare
+    from yoda.prepared import finished, may_be_finished, prepare
     from yoda.progress import shown
 
     request, site = setting.request, setting.site
     prepared = prepare(setting)  # what is wrong is said here, once, and before any MPI
-    code = finished(prepared)
+    code = finished(prepared) if may_be_finished(setting.taskdir) else None
     if code is not None:
         from yoda.beside import stage_out_rest
 

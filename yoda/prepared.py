@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from eventrange.errors import BAD_DATA, OK, RangesDamaged
-from eventrange.history import Progress, read_progress
-from eventrange.intervals import IntervalSet
-from eventrange.ledger import Ledger, Retry
+from eventrange.taskdir import TaskDir
 from yoda.setting import Setting
 from yoda.task import Frozen, open_task
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # our launcher does without them, and without numpy, unless a task may be complete
     from eventrange.axis import Axis
+    from eventrange.history import Progress
+    from eventrange.ledger import Ledger
     from yoda.keeper import Presence
+
+END_NOTE = 4096  #: bytes at the end of a journal that hold its `end` note
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,12 @@ class Prepared:
 
     setting: Setting
     frozen: Frozen
-    axis: Axis
+
+    @cached_property
+    def axis(self) -> Axis:
+        from eventrange.axis import Axis
+
+        return Axis.from_dict(self.frozen.axis)
 
     @property
     def total(self) -> int:
@@ -37,7 +46,6 @@ class Prepared:
 
 def prepare(setting: Setting) -> Prepared:
     """Open or make the task directory; count and index the inputs if that has not been done."""
-    from eventrange.axis import Axis
 
     def plan() -> dict[str, Any]:
         from yoda.sources import axis_of
@@ -46,17 +54,21 @@ def prepare(setting: Setting) -> Prepared:
         return axis_of(setting.job, setting.taskdir.indexes, cores, refuse_changed=False).to_dict()
 
     frozen = open_task(setting.taskdir, setting.job, plan)
-    try:
-        axis = Axis.from_dict(frozen.axis)
-    except RangesDamaged:  # it can be made again, from a file that has not changed
-        if plan()["ranges"] != frozen.axis["ranges"]:
-            raise
-        axis = Axis.from_dict(frozen.axis)
-    return Prepared(setting, frozen, axis)
+    prepared = Prepared(setting, frozen)
+    if frozen.axis.get("ranges") is not None:  # the rest of the axis needs no file of its own
+        try:
+            _ = prepared.axis
+        except RangesDamaged:  # it can be made again, from a file that has not changed
+            if plan()["ranges"] != frozen.axis["ranges"]:
+                raise
+    return prepared
 
 
 def ledger_of(total: int, known: Progress) -> Ledger:
     """The ledger of a task of `total` events of which the journals know `known`."""
+    from eventrange.intervals import IntervalSet
+    from eventrange.ledger import Ledger, Retry
+
     ledger = Ledger(total)
     ledger.quarantined = known.quarantined
     busy = IntervalSet(known.done)
@@ -71,12 +83,25 @@ def ledger_of(total: int, known: Progress) -> Ledger:
 
 def finished(prepared: Prepared) -> int | None:
     """The exit code if there is nothing left to do; None if there is."""
+    from eventrange.history import read_progress
+
     known = read_progress(prepared.setting.taskdir, prepared.frozen.fingerprint)
     if ledger_of(prepared.total, known).open:
         return None
     if known.quarantined:
         return None if prepared.setting.request.retry_quarantined else BAD_DATA
     return OK
+
+
+def may_be_finished(taskdir: TaskDir) -> bool:
+    """Whether some allocation came to its end by itself. If all were killed, folding their journals can wait for rank
+    0, which does it anyway: this costs no numpy."""
+    for name in reversed(taskdir.allocations()):
+        with contextlib.suppress(OSError), open(taskdir.journal(name), "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - END_NOTE))
+            if b'{"note":"end",' in file.read():
+                return True
+    return False
 
 
 def presence(prepared: Prepared, environ: Mapping[str, str]) -> AbstractContextManager[Presence]:

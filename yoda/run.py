@@ -22,10 +22,6 @@ from yoda.setting import EXIT_FILE, Request, Setting, load_payload, read, report
 INDEXING = 6  #: times longer a Droid waits for MPI to start than rank 0, which may be busy with the inputs
 ALONE = 15.0  #: seconds after which an error that all ranks should see is this rank's alone
 MEET = 60.0  #: seconds a Droid waits for the others before MPI_Finalize
-#: One thread per worker: there is a worker per core already.
-_ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-}
 
 
 def run(request: Request, environ: Mapping[str, str] = os.environ) -> int:
@@ -69,7 +65,6 @@ def droid_rank(setting: Setting, begun: float) -> int:
             scratch=scratch,
             imports=("h5py", "eventrange.image", "droid.inputs"),
             memory=job.payload.memory,
-            environment={k: v for k, v in _ONE_THREAD.items() if k not in os.environ},
         )
         control = zygote.start(blueprint, slots)
         return _droid_with_mpi(setting, begun, control, slots, scratch, start_uploads(setting))
@@ -138,10 +133,11 @@ def _droid_with_mpi(
 def _not_alone(mpi: Any) -> None:
     """End this process, with rank 0's exit code for it, if MPI does not know of the ranks that were started with it."""
     from slurm.environment import launched_rank
-    from yoda.doctor import singletons
 
     size = mpi.COMM_WORLD.Get_size()
     if size != (launched_rank(os.environ) or (0, size))[1]:
+        from yoda.doctor import singletons
+
         singletons(os.environ, size, mpi.Get_library_version())
 
 

@@ -9,7 +9,6 @@ import sys
 from typing import TYPE_CHECKING
 
 from eventrange.errors import OK, RUN_AGAIN
-from eventrange.history import Story
 from eventrange.taskdir import TaskDir
 
 if TYPE_CHECKING:
@@ -93,6 +92,8 @@ def stageout_command(args: argparse.Namespace) -> int:
         return OK
 
     if args.reset:
+        from eventrange.history import Story
+
         catalogue = read_catalogue(Story(taskdir, frozen.fingerprint).whole())
         changed = reset(taskdir, frozen.fingerprint, storage_of(taskdir, catalogue, site), args.reset)
         say(f"{args.reset} is taken to be well" if changed else f"{args.reset} was not off")

@@ -1,0 +1,62 @@
+"""What starting costs: no threads for numpy, and no numpy at all in a launcher that has nothing to fold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import eventrange.entry
+from eventrange.journal import JournalWriter
+from eventrange.taskdir import TaskDir
+from yoda.prepared import may_be_finished
+
+_HELP = """
+import os, runpy, sys
+sys.argv = ["yoda", "run", "--help"]
+try:
+    runpy.run_path({entry!r}, run_name="__main__")
+except SystemExit:
+    pass
+import yoda.launch, yoda.prepared
+print("numpy" in sys.modules, os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"])
+import numpy
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+def _run(**environ: str) -> list[str]:
+    kept = {name: value for name, value in os.environ.items() if name not in eventrange.entry.ONE_THREAD}
+    code = _HELP.format(entry=os.path.abspath(eventrange.entry.__file__))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**kept, **environ}
+    )
+    return done.stdout.splitlines()[-2:]
+
+
+def test_one_thread_and_no_numpy() -> None:
+    assert _run() == ["False 1 1", "1"]
+
+
+def test_what_the_user_says_of_threads_counts() -> None:
+    assert _run(OMP_NUM_THREADS="3")[0] == "False 1 3"
+
+
+def test_only_an_allocation_that_ended_by_itself_can_have_finished(tmp_path: Path) -> None:
+    taskdir = TaskDir(str(tmp_path))
+    assert not may_be_finished(taskdir)
+    taskdir.make()
+    _journal(taskdir, "a", "end")
+    _journal(taskdir, "b", "pulse")
+    assert may_be_finished(taskdir)
+    os.unlink(taskdir.journal("a"))
+    assert not may_be_finished(taskdir)
+
+
+def _journal(taskdir: TaskDir, name: str, last: str) -> None:
+    journal = JournalWriter(taskdir.journal(name), "f" * 64, name)
+    journal.note("joined", text="x" * 10_000)
+    journal.note(last, time=1.0)
+    journal.flush()
+    journal.file.close()
