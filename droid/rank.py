@@ -188,12 +188,12 @@ class DroidShell:
             task, allocation = message.task["name"], message.allocation
             rank, choices = self.transport.rank, self.options.store
             self.store = Store(self.taskdir, allocation, task, rank, choices, self._ring, self.files)
-            if self.uploads is not None:
-                self.uploads.begin(task, allocation, rank, self.log)
             if "ranges" in message.task["axis"]:
                 from eventrange.axis import Axis  # who names ranges by position needs none
 
                 self.store.axis = Axis.from_dict(message.task["axis"])
+            if self.uploads is not None:
+                self.uploads.begin(task, allocation, rank, self.log)
             self._start_workers()
         elif isinstance(message, messages.Grant):
             ranges = messages.unpack_ranges(message.ranges)

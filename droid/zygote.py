@@ -253,6 +253,8 @@ class Zygote:
         self.axis = Axis.from_dict(self.task["axis"])
         if not self.payload.needs_events:
             self.payload.axis = self.axis
+        elif self.axis.ranges is not None:
+            self.payload.origin = self.axis.origin
 
     def _events(self) -> Any:
         from droid.inputs import InputSet
@@ -265,8 +267,6 @@ class Zygote:
         path = os.path.join(self.blueprint.scratch, f"{name}.out")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         os.dup2(fd, 1)
-        elif self.axis.ranges is not None:
-            self.payload.origin = self.axis.origin
         os.dup2(fd, 2)
         os.close(fd)
 
