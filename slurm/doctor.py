@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,18 +65,20 @@ def check_singletons(
         return _ok(f"the launcher and MPI agree: {mpi_size} ranks", "MPI")
     if mpi_size > 1:
         return _ok(f"{mpi_size} ranks", "MPI")
+    what = f"{launched[1]} processes were started, but each is an MPI job of size 1"
+    return Finding(Level.FAIL, what, "launcher", srun_hint(library, offered))
+
+
+def srun_hint(library: str, offered: Sequence[str] = ()) -> str:
+    """The launcher to write for an MPI, by its version text, where srun offers these plugins; as exact as may be."""
     names = [name for name in ("pmix", "pmi2", "cray_shasta") if name in offered] or list(offered)
     fitting = _PLUGINS.get(family(library) or "", ())
     exact = next((name for wanted in fitting for name in offered if name.startswith(wanted)), None)
-    what = f"{launched[1]} processes were started, but each is an MPI job of size 1"
     if exact is not None or (fitting and not offered):
         plugin = exact or fitting[0]
-        todo = f"write `launcher: srun --mpi={plugin} --ntasks={{ranks}}` in the site file: {family(library)} needs it"
-        return Finding(Level.FAIL, what, "launcher", todo)
+        return f"write `launcher: srun --mpi={plugin} --ntasks={{ranks}}` in the site file: {family(library)} needs it"
     todo = "start with srun --mpi=pmi2 (MPICH, Intel MPI) or srun --mpi=pmix (Open MPI), or with mpiexec of this MPI"
-    if names:
-        todo += f"; this Slurm offers {', '.join(names)}"
-    return Finding(Level.FAIL, what, "launcher", todo)
+    return todo + (f"; this Slurm offers {', '.join(names)}" if names else "")
 
 
 def mpi_types(run: Runner) -> list[str]:
@@ -121,6 +123,43 @@ def check_mpi_match(library: str, launcher: str) -> Finding:
     todo = f"put the {loaded} mpiexec first in PATH, or build mpi4py against {starts}: "
     todo += "pip install --no-binary=mpi4py --force-reinstall mpi4py"
     return Finding(Level.FAIL, f"mpi4py uses {loaded}, but mpiexec is of {starts}", "MPI", todo)
+
+
+# --- cores ------------------------------------------------------------------------------------------------------------
+
+_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
+
+def reach(cpus: Iterable[int], siblings: str = _SIBLINGS) -> set[int]:
+    """These CPUs of this machine and the other threads of their cores: using one thread of each leaves none idle."""
+    found: set[int] = set()
+    for cpu in cpus:
+        found.add(cpu)
+        try:
+            with open(siblings.format(cpu)) as file:
+                text = file.read().strip()
+        except OSError:
+            continue
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            found.update(range(int(first), int(last or first) + 1))
+    return found
+
+
+def check_cores(who: str, cpus: int, reached: int, given: int | None, workers: int | None = None) -> Finding:
+    """A launcher binds ranks to cores unless told not to, and then most of the node is idle.
+
+    `who` may use `cpus` CPUs, whose cores have `reached`; Slurm gave `given` on its node (None: not known); `workers`
+    are to run there (None: one per CPU).
+    """
+    todo = "add --cpu-bind=none to srun, --bind-to none to Open MPI's mpiexec, -bind-to none to MPICH's"
+    if given is not None and reached < given:
+        what = f"{who} may use {cpus} of the {given} CPUs that Slurm gives on its node: the launcher binds it"
+        return Finding(Level.FAIL if 2 * reached < given else Level.WARN, what, "launcher", todo)
+    if workers is not None and workers > cpus:
+        todo = "leave workers: out of the site file, for one per CPU, or " + todo
+        return Finding(Level.WARN, f"{workers} workers share the {cpus} CPUs that {who} may use", "workers", todo)
+    return _ok(f"{who} may use {cpus} CPUs", "launcher")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

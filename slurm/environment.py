@@ -65,6 +65,12 @@ def job_of(name: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+def cpus_given(environ: Mapping[str, str]) -> dict[str, int]:
+    """CPUs that Slurm gives us on each node of the allocation, by the node's short name; empty without Slurm."""
+    nodes = expand(environ.get("SLURM_JOB_NODELIST", ""))
+    return dict(zip(nodes, repeated(environ.get("SLURM_JOB_CPUS_PER_NODE", "")), strict=False))
+
+
 class EndTime:
     """The end of the allocation while it runs: an administrator can move it either way, and a preemption moves it too.
 

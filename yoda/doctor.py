@@ -1,17 +1,18 @@
 """`yoda doctor`: every check there is, for this machine, a site and a task directory, before they cost an allocation.
 
-The checks themselves are in slurm/doctor.py; here is which are asked, and the one that needs a process of its own: a
-tiny MPI program, started as the site starts ranks, which says how many ranks found each other, with which library, and
-by how much the clocks of their nodes differ.
+The checks themselves are in slurm/doctor.py, and yoda/ranks.py is the tiny MPI program that is started as the site
+starts ranks, to see how many find each other, with which library, on which cores, and how their clocks differ; here is
+which are asked.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import resource
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,30 +26,18 @@ from eventrange.errors import BAD_CONFIG, OK, RanksAlone, SlurmRefused, YodaErro
 from slurm import doctor as checks
 from slurm.commands import Runner, run_command
 from slurm.doctor import Finding, Level
+from slurm.environment import cpus_given
 from slurm.submit import forecast
 from yoda.placing import allocation_launcher, launcher, nodes_here
+from yoda.ranks import Rank, look
 from yoda.schema import Site
 from yoda.setting import Setting
 
 VERSION = 1
-PROBE_SECONDS = 60.0  #: that two ranks have to start and say how they are
 NEEDED = 1 << 30  #: bytes that should be free in the task directory and on scratch, whatever the payload is
 
 #: Further checks of a site, by other rooms (its storage endpoints, say).
 MORE: list[Callable[[Site], list[Finding]]] = []
-
-_PROBE = """\
-import json, socket, sys, time
-from mpi4py import MPI
-world = MPI.COMM_WORLD
-world.Barrier()
-begin = time.time()
-rows = world.gather((socket.gethostname(), time.time()))
-took = time.time() - begin
-if world.Get_rank() == 0:
-    said = {"size": world.Get_size(), "library": MPI.Get_library_version(), "clocks": rows, "took": took}
-    print("YODA-PROBE", json.dumps(said), flush=True)
-"""
 
 
 def doctor(
@@ -135,46 +124,34 @@ def check_mpi(site: Site, environ: Mapping[str, str], ranks: int = 2) -> list[Fi
     if first == "srun" and "SLURM_JOB_ID" not in environ:
         what = "srun would wait for an allocation here, so MPI was not tried"
         return [Finding(Level.WARN, what, "launcher", "salloc a node or two, and run yoda doctor --site there")]
-    said, failure = _probe(command, {**environ, **extra})
+    seen = look(command, {**environ, **extra})
     shown = shlex.join(command)
-    if not said:
-        todo = f"see whether `{shown} hostname` works"
-        findings = [Finding(Level.FAIL, f"{shown} starts no MPI program: {failure}", "launcher", todo)]
-        return [*findings, *_match(command, _library(environ))]
-    size, library = int(said[0]["size"]), str(said[0]["library"])
-    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": str(len(said)), "SLURM_PROCID": "0"}
     offered = checks.mpi_types(run_command) if first == "srun" else []
-    findings = [checks.check_singletons(step if size < ranks else {}, size, offered, library)]
-    findings += _match(command, library)
-    clocks: dict[str, float] = {}
-    for host, at in said[0]["clocks"]:
-        clocks.setdefault(host, float(at) - float(said[0]["clocks"][0][1]))
-    if len(clocks) > 1:
-        findings.append(checks.check_clocks(clocks, float(said[0]["took"]) + 0.5))
+    if not seen.spoke:
+        library = _library(environ)
+        todo = f"see whether `{shown} hostname` works"
+        hint = checks.srun_hint(library, offered) if first == "srun" else ""
+        if hint and re.search(r"--mpi=\w+|$", hint)[0] not in shown:  # type: ignore[index]
+            todo = hint
+        what = f"{shown} starts no MPI program: {seen.failure}"
+        return [Finding(Level.FAIL, what, "launcher", todo), *_match(command, library)]
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": str(seen.spoke), "SLURM_PROCID": "0"}
+    findings = [checks.check_singletons(step if seen.size < ranks else {}, seen.size, offered, seen.library)]
+    findings += _match(command, seen.library)
+    findings += _cores(seen.ranks[1:], cpus_given(environ), site.workers)
+    if len(seen.ahead) > 1:
+        findings.append(checks.check_clocks(seen.ahead, seen.uncertain))
     return findings
 
 
-def _probe(command: Sequence[str], environ: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
-    """What the ranks of the probe said (one answer if they found each other), or why there is none."""
-    argv = [*command, sys.executable, "-c", _PROBE]
-    pipe = subprocess.PIPE
-    try:
-        child = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, env=dict(environ), start_new_session=True)
-    except OSError as error:
-        return [], f"{command[0]}: {error.strerror}"
-    try:
-        out, err = child.communicate(timeout=PROBE_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.terminate()
-        try:
-            child.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, 9)
-            child.communicate()
-        return [], f"no answer within {PROBE_SECONDS:.0f} s"
-    said = [json.loads(line.split("YODA-PROBE ", 1)[1]) for line in out.splitlines() if "YODA-PROBE " in line]
-    last = (err.strip() or f"exit code {child.returncode}").splitlines()[-1]
-    return said, last
+def _cores(droids: Sequence[Rank], given: Mapping[str, int], workers: int | None) -> list[Finding]:
+    """Droids that cannot use the cores they should, three at most; or one line for all of them."""
+    found = []
+    for droid in droids:
+        who = f"rank {droid.rank} on {droid.host}"
+        found.append(checks.check_cores(who, droid.cpus, droid.reach, given.get(droid.host.split(".")[0]), workers))
+    bad = [one for one in found if one.level is not Level.OK]
+    return bad[:3] or found[:1]
 
 
 def _library(environ: Mapping[str, str]) -> str:
@@ -286,6 +263,10 @@ def at_start(setting: Setting, environ: Mapping[str, str]) -> list[str]:
     """The cheap checks of every `yoda run`, as sentences, of what is not well. `singletons` needs MPI's size."""
     found = [package(environ)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    workers = setting.request.workers or setting.site.workers or len(os.sched_getaffinity(0))
-    found.append(checks.check_open_files(soft, hard, workers))
+    cpus = os.sched_getaffinity(0)
+    asked = setting.request.workers or setting.site.workers
+    found.append(checks.check_open_files(soft, hard, asked or len(cpus)))
+    given = cpus_given(environ).get(socket.gethostname().split(".")[0])
+    if given is not None:  # a Droid on this node is bound as we are
+        found.append(checks.check_cores("this rank", len(cpus), len(checks.reach(cpus)), given, asked))
     return [f"{one.what}\n  -> {one.todo}" for one in found if one.level is not Level.OK]

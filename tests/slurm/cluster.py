@@ -14,6 +14,7 @@ cluster's alone.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import pwd
 import re
@@ -34,6 +35,7 @@ HOW_TO_GET = "apt-get install --no-install-recommends slurm-wlm munge"
 NEEDED = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
 NET = "10.79.0"
 HEAD_IP = f"{NET}.254"
+PMIX = "/usr/lib/*/pmix2/lib/libpmix.so"  # where Debian's plugin looks for it
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -82,6 +84,13 @@ def why_not(netns: bool) -> str | None:
         if done.returncode:
             return f"network namespaces do not work here: {done.stderr.strip()}"
     return None
+
+
+def why_no_pmix() -> str | None:
+    """The reason why `srun --mpi=pmix` cannot work on a netns cluster here; None if it can."""
+    if glob.glob(PMIX):
+        return None
+    return f"Slurm's pmix plugin finds no library ({PMIX}): apt-get install --no-install-recommends libpmix-dev"
 
 
 def search_path() -> str:
@@ -412,6 +421,9 @@ class Cluster:
                 f"NodeName={n} NodeHostname={name} NodeAddr=127.0.0.1 Port={p} {shape}"
                 for n, p in zip(self.nodes, ports[1:], strict=True)
             ]
+        if o.netns and why_no_pmix() is None:
+            # its sockets are named by job and step, so nodes that share a folder for them, as in plain mode, collide
+            (self.folder / "mpi.conf").write_text("PMIxCliTmpDirBase=/dev/shm\n")
         signal_option = "SlurmctldParameters=preempt_send_user_signal" if o.send_user_signal else ""
         self.conf.write_text(
             f"""\

@@ -10,6 +10,8 @@ import pytest
 from cluster import Cluster, Options, running, why_not
 
 sys.path.append(str(Path(__file__).parents[1] / "mpi"))  # runs.py: both MPIs, and what journals say
+import runs
+import tasks
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +49,20 @@ def slurm_netns(netns_cluster: Cluster) -> Iterator[Cluster]:
         if name not in netns_cluster.alive_nodes():
             netns_cluster.start_node(name)
     netns_cluster.cancel_all(wait=False)
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """sha256 of the merged file of an undisturbed run."""
+    here = runs.here()
+    if here is None:
+        pytest.skip("no mpiexec in this environment")
+    return tasks.reference(tmp_path_factory.mktemp("reference"), here)
+
+
+@pytest.fixture
+def mpi_here() -> runs.Mpi:
+    found = runs.here()
+    if found is None:
+        pytest.skip("no mpiexec in this environment: pip install 'yoda-droid[mpi]'")
+    return found

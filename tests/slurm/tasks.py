@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import runs
 import yaml
 from cluster import Cluster, until
@@ -158,6 +159,14 @@ class Task:
         assert status["events"]["failed_before"] == 0, "an interruption was counted as an attempt"
         assert self.place().sha256() == reference, self.said()
         return status
+
+
+def mpi_named(name: str) -> runs.Mpi:
+    """That MPI, or the test is skipped and says why."""
+    try:
+        return runs.get(name)
+    except runs.Unavailable as error:
+        pytest.skip(str(error))
 
 
 def reference(folder: Path, mpi: runs.Mpi) -> str:

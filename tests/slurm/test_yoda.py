@@ -12,46 +12,24 @@ from typing import Any
 import pytest
 import runs
 import tasks
-from cluster import Cluster, Options, running, until, why_not
+from cluster import Cluster, Options, running, until, why_no_pmix, why_not
 from tasks import Task
 from test_holes import SLEEP, planned
 
 from slurm.ending import Ended
 
-PMI2 = "srun --mpi=pmi2 --ntasks={ranks}"
+PMI2, PMIX = "srun --mpi=pmi2 --ntasks={ranks}", "srun --mpi=pmix --ntasks={ranks}"
 IDLE_MACHINE = 1.0  #: seconds per worker and preemption that a busy machine may add before a kill is felt
 
 
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """sha256 of the merged file of an undisturbed run."""
-    here = runs.here()
-    if here is None:
-        pytest.skip("no mpiexec in this environment")
-    return tasks.reference(tmp_path_factory.mktemp("reference"), here)
-
-
-def mpi_named(name: str) -> runs.Mpi:
-    try:
-        return runs.get(name)
-    except runs.Unavailable as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture
-def mpi_here() -> runs.Mpi:
-    found = runs.here()
-    if found is None:
-        pytest.skip("no mpiexec in this environment: pip install 'yoda-droid[mpi]'")
-    return found
-
-
-@pytest.mark.parametrize(("name", "launcher"), [("openmpi", None), ("mpich", None), ("mpich", PMI2)])
+@pytest.mark.parametrize(("name", "launcher"), [("openmpi", None), ("openmpi", PMIX), ("mpich", None), ("mpich", PMI2)])
 def test_submitted_job_completes(
     slurm_netns: Cluster, tmp_path: Path, reference: str, name: str, launcher: str | None
 ) -> None:
     """Two nodes, two workers on each; the job ends by itself with Yoda's code, and the bytes are the reference's."""
-    task = Task(slurm_netns, tmp_path, mpi_named(name), launcher=launcher)
+    if launcher == PMIX and why_no_pmix():
+        pytest.skip(why_no_pmix())
+    task = Task(slurm_netns, tmp_path, tasks.mpi_named(name), launcher=launcher)
     said = task.submit().stdout
     assert "core-hours" in said and str(task.root / "slurm") in said
     job = task.until_over()
@@ -69,7 +47,7 @@ def test_preempted_job_resumes_by_itself(
     slurm_netns: Cluster, tmp_path: Path, reference: str, grace: int, name: str, launcher: str | None
 ) -> None:
     slurm_netns.set_partition("low", GraceTime=grace)
-    task = Task(slurm_netns, tmp_path, mpi_named(name), pace=0.1, launcher=launcher)
+    task = Task(slurm_netns, tmp_path, tasks.mpi_named(name), pace=0.1, launcher=launcher)
     task.submit()
     before = task.until_done(20)
     task.preempt()
@@ -303,26 +281,6 @@ def test_dry_run_shows_script_cost_and_forecast(slurm: Cluster, tmp_path: Path, 
     task.slurm = {"partition": "nope"}
     refused = task.submit("--dry-run", check=False)
     assert refused.returncode == 78 and "partition" in refused.stdout + refused.stderr
-
-
-def test_singletons_stop_at_once(slurm: Cluster, tmp_path: Path) -> None:
-    """srun without the right --mpi starts ranks that do not find each other: exit 78, and the line to try."""
-    task = Task(slurm, tmp_path, mpi_named("mpich"), launcher="srun --mpi=none --ntasks={ranks}")
-    task.submit()
-    job = task.until_over()
-    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "78:0"), task.said()
-    assert "srun --mpi=pmi2 --ntasks={ranks}" in task.output(), task.said()
-
-
-def test_doctor_within_an_allocation(slurm: Cluster, tmp_path: Path) -> None:
-    """The doctor starts the site's launcher: silent singletons are found, and the right plugin is well."""
-    mpi = mpi_named("mpich")
-    for plugin, code, said in (("none", 78, "srun --mpi=pmi2"), ("pmi2", 0, "2 ranks")):
-        task = Task(slurm, tmp_path / plugin, mpi, launcher=f"srun --mpi={plugin} --ntasks={{ranks}}")
-        task.write()
-        words = [mpi.python, runs.ENTRY, "doctor", "--site", str(task.folder / "site.yaml"), "--task", str(task.folder)]
-        done = slurm.run(["salloc", "-N1", "-t5", "-Q", *words], timeout=90)
-        assert done.returncode == code and said in done.stdout, done.stdout + done.stderr
 
 
 def test_plain_run_in_a_script_of_ones_own(

@@ -12,7 +12,9 @@ import pytest
 import slurm.doctor as doctor
 from slurm.commands import Ran
 from slurm.doctor import Level, worst
+from slurm.environment import cpus_given
 from slurm.site import SlurmSite
+from yoda import ranks
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1"}
 
@@ -125,6 +127,51 @@ def test_clocks() -> None:
     assert found.level is Level.WARN and "n2 is 11 s ahead of that of n3" in found.what
     assert doctor.check_clocks({"n1": 0, "n2": 60}).level is Level.FAIL
     assert doctor.check_clocks({"n1": 0, "n2": 3}, uncertain=2).level is Level.OK
+
+
+def test_clocks_that_ranks_looked_at() -> None:
+    """A rank's clock lies somewhere between two moments of rank 0's, if it is right."""
+
+    def seen(clock: float) -> doctor.Finding:
+        rows = [{"host": "a", "cpus": 1, "reach": 1, "clock": at} for at in (100.1, 100.2)]
+        rows.append({"host": "b", "cpus": 1, "reach": 1, "clock": clock})
+        found = ranks.read([{"size": 3, "library": "", "rows": rows, "before": 100.0, "after": 101.0}])
+        assert set(found.ahead) == {"a", "b"} and len(found.ranks) == 3
+        return doctor.check_clocks(found.ahead, found.uncertain)
+
+    assert [seen(at).level for at in (100.0, 102.4, 103.1, 96.0, 140.0)] == [
+        Level.OK,
+        Level.OK,
+        Level.WARN,
+        Level.WARN,
+        Level.FAIL,
+    ]
+    assert "clock of a is 4 s ahead of that of b" in seen(96.0).what
+
+
+def test_cores() -> None:
+    def level(*given: int | None) -> Level:
+        return doctor.check_cores("rank 1 on n1", *given).level  # type: ignore[arg-type]
+
+    assert level(256, 256, 256) is Level.OK
+    assert level(128, 256, 256, 128) is Level.OK, "one thread of each core"
+    assert level(128, 128, 256) is Level.WARN, "half of the node"
+    assert level(1, 2, 256) is Level.FAIL
+    assert level(2, 2, None, 4) is Level.WARN, "workers share"
+    assert level(2, 2, None) is Level.OK
+    assert "--cpu-bind=none" in doctor.check_cores("rank 1", 1, 2, 256).todo
+
+
+def test_reach(tmp_path: Path) -> None:
+    for cpu, text in ((0, "0,4"), (1, "1-2"), (3, "3")):
+        (tmp_path / str(cpu)).write_text(text + "\n")
+    assert doctor.reach([0, 1, 3, 9], f"{tmp_path}/{{}}") == {0, 1, 2, 3, 4, 9}
+
+
+def test_cpus_given() -> None:
+    environ = {"SLURM_JOB_NODELIST": "n[1-3],gpu1", "SLURM_JOB_CPUS_PER_NODE": "2(x3),64"}
+    assert cpus_given(environ) == {"n1": 2, "n2": 2, "n3": 2, "gpu1": 64}
+    assert cpus_given({}) == {}
 
 
 def test_commands() -> None:
