@@ -165,6 +165,14 @@ class MergeIncomplete(YodaError):
     todo = "run the same command again to process them"
 
 
+class MergeBusy(YodaError):
+    """Somebody else, who is alive, merges the task: an allocation that completed it, or another `yoda merge`."""
+
+    exit_code = RUN_AGAIN
+    what = "{allocation} is merging this task (process {pid} on {host})"
+    todo = "wait until it is done, see `yoda status {task}`; or merge into another file: yoda merge {task} -o FILE"
+
+
 # --- payloads, 78 and 65 ----------------------------------------------------------------------------------------------
 
 

@@ -234,7 +234,8 @@ def _journal(args: argparse.Namespace) -> int:
 
 def _merge(args: argparse.Namespace) -> int:
     from eventrange.axis import Axis
-    from yoda.merging import MergeChoices, merge_task, where
+    from yoda.finish import by_hand
+    from yoda.merging import MergeChoices, where
     from yoda.storage_commands import said_missing, say
     from yoda.task import need_task
 
@@ -244,7 +245,7 @@ def _merge(args: argparse.Namespace) -> int:
     choices = MergeChoices(
         output.get("compression", "gzip"), output.get("events_per_file"), args.partial, args.output, args.wait
     )
-    merged = merge_task(taskdir, frozen, choices, site=site_of(args), say=say)
+    merged = by_hand(taskdir, frozen, choices, os.environ, site_of(args), say)
     folder, _ = where(args.output, taskdir, frozen.task)
     for name in merged.files:
         print(os.path.join(folder, name))

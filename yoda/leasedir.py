@@ -317,6 +317,7 @@ class Seen:
     parts: int  #: of the axis, on which it has the lease
     begun: float  #: unix time
     beat_age: float  #: seconds since its last beat, as far as the clocks of file server and this machine agree
+    merges: bool = False  #: it has the right to merge
 
 
 def overview(taskdir: TaskDir, timeout: float = 60.0, now: float | None = None) -> list[Seen]:
@@ -324,8 +325,8 @@ def overview(taskdir: TaskDir, timeout: float = 60.0, now: float | None = None) 
     room = LeaseDir(taskdir, "")
     top: dict[str, tuple[int, str]] = {}
     for stem, generation, owner in room._all():
-        if stem != MERGE:
-            top[stem] = max(top.get(stem, (0, "")), (generation, owner))
+        top[stem] = max(top.get(stem, (0, "")), (generation, owner))
+    _, merger = top.pop(MERGE, (0, ""))
     held = Counter(owner for _, owner in top.values())
     out = []
     for name, pulse in sorted(room.pulses().items()):
@@ -341,7 +342,8 @@ def overview(taskdir: TaskDir, timeout: float = 60.0, now: float | None = None) 
         if state not in ("ended", "dead") and not here and age > timeout:
             state = "silent"
         parts = 0 if state == "ended" else held[name]
-        out.append(Seen(name, me.host, me.pid, me.jobid, state, pulse.wants, parts, me.time, max(0.0, age)))
+        merges = name == merger and state != "ended"
+        out.append(Seen(name, me.host, me.pid, me.jobid, state, pulse.wants, parts, me.time, max(0.0, age), merges))
     return out
 
 
