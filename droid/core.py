@@ -182,19 +182,19 @@ class DroidCore:
         self.holding.answered(worker, int((rows["stop"] - rows["start"]).sum()))
         back = kinds == Kind.RETURNED
         if back.any():
-            if w.cut == "yoda":
+            if w.cut in ("yoda", "revoked"):
                 rows["code"][back] = Code.REVOKED
                 given_back = int((rows["stop"] - rows["start"])[back].sum())
                 self.holding.reclaim = max(0, self.holding.reclaim - given_back)
             elif not self.draining:  # also from a worker that had finished before it saw that it was to be cut
                 self.holding.again(_ranges(rows[back]))
                 keep &= ~back
-            w.cut = ""
+            if not w.given or not (self.draining or w.cut == "revoked"):
+                w.cut = ""
+            else:  # it cut one range short; it is to start no other
+                out.append(Cut(worker))
         if not w.given:
             w.cut = ""
-        elif self.draining and not w.cut:  # it cut one range short; it is to start no other
-            w.cut = "drain"
-            out.append(Cut(worker))
         finished = rows[done]
         if len(finished):
             self._barren = 0
@@ -299,13 +299,21 @@ class DroidCore:
                 out.append(Cut(index))
         return out
 
-    def revoked(self, ranges: list[Range]) -> list[Instruction]:
-        """Others have made `ranges` durable: drop them. A worker with nothing else to do is killed, which frees it."""
+    def revoked(self, ranges: list[Range], begun: bool = True) -> list[Instruction]:
+        """Others have made `ranges` durable: drop them. A worker with nothing else to do is killed, which frees it.
+
+        Not `begun`: others are at work on them. A worker finishes the event at hand; what it returns goes to Yoda, who
+        knows what of it is ours.
+        """
         out: list[Instruction] = []
         for start, stop, _ in ranges:
             self.holding.drop(start, stop)
             for index, w in enumerate(self.workers):
-                if w.given and not w.killed and all(start <= a and b <= stop for a, b, _ in w.given):
+                if not begun:
+                    if not w.killed and any(a < stop and start < b for a, b, _ in w.given):
+                        w.cut = "revoked"
+                        out.append(Cut(index))
+                elif w.given and not w.killed and all(start <= a and b <= stop for a, b, _ in w.given):
                     w.killed = "revoked"
                     w.given.clear()
                     w.events = 0

@@ -27,7 +27,7 @@ class Worker:
     state: str = "starting"  #: starting, ready, gone
     given: deque[Range] = field(default_factory=deque)  #: assigned and not answered, in order of work
     events: int = 0  #: in `given`
-    cut: str = ""  #: "" | "local" | "yoda" | "drain": where what it returns should go
+    cut: str = ""  #: "" | "local" | "yoda" | "revoked" | "drain": where what it returns should go
     killed: str = ""  #: "" | "timeout" | "revoked" | "drain": why we killed it
     victim: int = -1  #: the event it was killed for
     watched: tuple[int, float] = (-1, 0.0)  #: event, seconds seen on it

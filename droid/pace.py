@@ -6,6 +6,8 @@ How much to ask Yoda for, how long a range should be, and how long one event may
 from __future__ import annotations
 
 import math
+from collections import deque
+from statistics import median
 
 from eventrange.times import quantile
 
@@ -18,6 +20,7 @@ LIMIT_EVENTS = 50  #: events measured before the quantile is believed
 RETRY_LIMIT_FACTOR = 4.0  #: an event that was too slow gets this much more at its next attempt: slow is not wrong (L5)
 RANGE_SECONDS_AHEAD = 2.0  #: seconds of work to hold beyond the low-water mark at most
 MOST = 1 << 20  #: events to hold at most
+FIRST_ANSWER, ANSWERS = 0.005, 7  #: seconds Yoda is expected to take; answers that are remembered
 
 
 class Pace:
@@ -26,7 +29,7 @@ class Pace:
     def __init__(self, workers: int, timeout: float | None = None) -> None:
         self.workers, self.timeout = workers, timeout
         self.times: dict[int, int] = {}  #: event times, bin -> events
-        self.round_trip = 0.005  #: seconds from asking Yoda to its answer
+        self._answers = deque([FIRST_ANSWER], maxlen=ANSWERS)
         self._wall = self._events = 0.0  # measured lately: seconds, events
         self._earned = 1.0  # events per range that measuring allows so far
 
@@ -42,9 +45,15 @@ class Pace:
         self._events = self._events * decay + events
         self._earned = max(self._earned, min(GROWTH * events, 1 << 24))
 
+    @property
+    def round_trip(self) -> float:
+        """Seconds from asking Yoda to its answer. The median: a time in which either of us was suspended says nothing
+        of the next one, and believing it would make this Droid hoard."""
+        return median(self._answers)
+
     def answered(self, seconds: float) -> None:
         """Yoda took so long to answer."""
-        self.round_trip += 0.2 * (min(max(0.0, seconds), 10.0) - self.round_trip)
+        self._answers.append(min(max(0.0, seconds), 10.0))
 
     def limit(self, attempt: int) -> float:
         """Seconds one event may be worked on."""

@@ -209,7 +209,7 @@ class DroidShell:
         elif isinstance(message, messages.Reclaim):
             self._do(self.core.reclaimed(message.events, self.slots.snapshot()))
         elif isinstance(message, messages.Revoke):
-            self._do(self.core.revoked(messages.unpack_ranges(message.ranges)))
+            self._do(self.core.revoked(messages.unpack_ranges(message.ranges), message.begun))
         elif isinstance(message, messages.Kept):
             if self.uploads is not None:
                 self.uploads.kept(message.number)

@@ -190,6 +190,15 @@ class Ledger:
             found += 1
         return found
 
+    def withdraw(self, start: int, stop: int) -> dict[int, list[Pair]]:
+        """Leave [start, stop) to others, also what is granted. Returns, by Droid, what it held of it."""
+        held = {droid: pairs for droid, known in self.granted.items() if (pairs := known.overlap(start, stop))}
+        for droid, pairs in held.items():
+            for a, b in pairs:
+                self.give_back(droid, a, b)
+        self.cede(start, stop)
+        return held
+
     def settle(self, starts: Array, stops: Array) -> int:
         """The set (starts, stops) is done, whoever did it. Granted events stay so. Returns how many are news."""
         before = self.open

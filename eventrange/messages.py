@@ -131,9 +131,11 @@ class Reclaim(Message, frozen=True, tag=17, array_like=True):
 
 
 class Revoke(Message, frozen=True, tag=18, array_like=True):
-    """Yoda -> Droid: somebody else has made these ranges durable; drop them, also where they are running."""
+    """Yoda -> Droid: somebody else has made these ranges durable; drop them, also where they are running. Not `begun`:
+    somebody else is at work on them; finish the event at hand, and drop what no worker has begun."""
 
     ranges: bytes
+    begun: bool = True
 
 
 class Drain(Message, frozen=True, tag=19, array_like=True):

@@ -189,6 +189,16 @@ class Dispatcher:
             self.exit_code, self.failure = RUN_AGAIN, f"no Droid is left; the last one was lost: {reason}"
         return out + self._serve(now)
 
+    def withdraw(self, parts: list[Pair]) -> list[Instruction]:
+        """Another allocation works on `parts` now: have the Droids drop what they have not begun of them."""
+        out: list[Instruction] = []
+        for start, stop in parts:
+            for rank, pairs in self.ledger.withdraw(start, stop).items():
+                ranges = [(a, b, 0) for a, b in pairs]
+                out.append(Write(self._returned(rank, pairs, Code.REVOKED)))
+                out.append(Send(rank, messages.Revoke(messages.pack_ranges(ranges), begun=False)))
+        return out
+
     def drain(self, now: float, reason: str, grace: float | None = None) -> list[Instruction]:
         """Stop in good order within `grace` seconds. A second call can only shorten it."""
         grace = max(0.0, self.settings.grace if grace is None else grace)
@@ -264,10 +274,14 @@ class Dispatcher:
         freed = self.ledger.lose(droid.rank)
         if not freed:
             return []
-        rows = records.new(len(freed), kind=Kind.RETURNED, code=code, droid=droid.rank)
-        rows["start"], rows["stop"] = [a for a, _ in freed], [b for _, b in freed]
+        rows = self._returned(droid.rank, freed, code)
         rows["wall"][0] = wall
         return [Write(rows)]
+
+    def _returned(self, rank: int, pairs: list[Pair], code: Code) -> NDArray[Any]:
+        rows = records.new(len(pairs), kind=Kind.RETURNED, code=code, droid=rank)
+        rows["start"], rows["stop"] = [a for a, _ in pairs], [b for _, b in pairs]
+        return rows
 
     # -- what they report --------------------------------------------------------------------------------------------
 

@@ -213,6 +213,12 @@ class Keeper:
         ledger, part = self.ledger, self.leases.part
         out: list[Instruction] = []
         attempts = self.leases.known.attempts
+        dropped = [number for number in update.lost if number in self.held]
+        if dropped:
+            holders = sorted({self.leases.owner[number] for number in dropped})
+            out.append(Note("lost_parts", {"parts": dropped, "to": holders}))
+            if dispatcher is not None:
+                out += dispatcher.withdraw([part(number) for number in dropped])
         if update.known is not None:
             before = ledger.done
             ledger.settle(*update.known.done)
@@ -221,16 +227,12 @@ class Keeper:
                 ledger.give_up(start, stop)
             if dispatcher is not None:
                 out += self._same_fields(update.known, dispatcher)
-        dropped = [number for number in update.lost if number in self.held]
         self.held.difference_update(update.lost)
         self.held.update(update.adopt)
         adopted = sum(ledger.adopt(*part(number), attempts) for number in update.adopt)
         self._keep_to_ours()
         self._asked = not adopted
         self._others = update.others
-        if dropped:
-            holders = sorted({self.leases.owner[number] for number in dropped})
-            out.append(Note("lost_parts", {"parts": dropped, "to": holders}))
         taken = sorted(set(update.taken.values())) if adopted else []
         if adopted:
             out.append(Note("claimed", {"parts": update.adopt, "events": adopted, "from": taken}))

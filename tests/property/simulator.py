@@ -342,6 +342,7 @@ class World:
         some(0.15, "signal at droid", 2)
         some(0.2, "deadline", 1, 60.0)
         some(0.2, "worker dies", 5)
+        some(0.15, "part lost", 3, 30.0)
         return out
 
     def strike(self, fault: Fault) -> None:
@@ -389,6 +390,8 @@ class World:
             self.after(self.plan.grace * self.rng.choice([0.3, 1.5, 2.0]), None, yoda.crash)
         elif fault.what == "signal at droid" and not droid.dead and droid.paused_until <= self.now:
             droid.signal(10)
+        elif fault.what == "part lost" and not yoda.dead:
+            yoda.lose_part(fault.length)
         elif fault.what == "deadline":
             yoda.dispatcher.deadline = self.now + fault.length
             self.after(fault.length, None, yoda.crash)
@@ -481,6 +484,19 @@ class SimYoda:
     def drain(self, reason: str) -> None:
         if not self.dead:
             self.do(self.dispatcher.drain(self.world.now, reason))
+
+    def lose_part(self, seconds: float) -> None:
+        """Another allocation takes a part of the axis over, does nothing, and is dead `seconds` later."""
+        rng, total = self.world.rng, self.world.plan.total
+        start = rng.randrange(total)
+        stop = rng.randint(start + 1, total)
+        self.world.trace(f"!!! [{start}, {stop}) is lost")
+        self.do(self.dispatcher.withdraw([(start, stop)]))
+        self.check()
+        for held in self.dispatcher.ledger.granted.values():
+            if held.overlap(start, stop):
+                raise Violation(f"[{start}, {stop}) is another's, and still granted")
+        self.world.after(seconds, self, lambda: self.dispatcher.ledger.adopt(start, stop, {}) and None)
 
     def tick(self) -> None:
         now, d = self.world.now, self.dispatcher
@@ -632,6 +648,7 @@ class SimYoda:
             list(ledger.pending),
             [(e, e + 1) for e in ledger.retries],
             list(ledger.quarantined),
+            list(ledger.elsewhere),
             list(flying),
         )
         for part in parts:

@@ -91,12 +91,18 @@ class Room:
 class Yoda:
     """As much of a dispatcher as the keeper sees, with Droids that finish what they hold a turn later."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, ledger: Ledger) -> None:
         self.draining, self.exit_code, self.failure, self.schema = "", None, "", "x"
+        self.ledger = ledger
         self.active = [type("D", (), {"workers": workers})()]
 
     def drain(self, now: float, reason: str) -> list[Any]:
         self.draining = reason
+        return []
+
+    def withdraw(self, parts: list[tuple[int, int]]) -> list[Any]:
+        for start, stop in parts:
+            self.ledger.withdraw(start, stop)
         return []
 
 
@@ -116,7 +122,7 @@ class Alloc:
         self.ledger.pending = IntervalSet([(0, world.total)])
         self.ledger.settle(*known.done)
         self.keeper = Keeper(self.leases, self.room, None, self.ledger, lambda: world.now)
-        self.yoda: Any = Yoda(2)
+        self.yoda: Any = Yoda(2, self.ledger)
         self.keeper.first()
         self.last = world.now
 
@@ -210,6 +216,8 @@ def assert_sane(allocation: Alloc) -> None:
     held = IntervalSet(allocation.leases.part(part) for part in sorted(allocation.keeper.held))
     for start, stop in ledger.pending:
         assert held.covers(start, stop), "pending outside of the parts it has"
+    for start, stop in ledger.granted.get(1, ()):
+        assert held.covers(start, stop), "granted, and another works on it"
     known = [IntervalSet(ledger.granted.get(1, ())), ledger.pending, ledger.elsewhere]
     assert sum(s.total for s in known) == IntervalSet(pair for s in known for pair in s).total, "an event in two places"
     open_ = IntervalSet(pair for s in known for pair in s)

@@ -445,6 +445,24 @@ def test_one_that_comes_back_still_gets_what_it_asked_for() -> None:
     assert grants(y.report(2, row(Kind.RETURNED, 0, 10)), 1)
 
 
+def test_what_another_allocation_has_taken_over_is_taken_from_the_droids() -> None:
+    y = Yoda(100, droids=2)
+    (first,) = grants(y.wants(1, 20), 1)
+    y.wants(2, 20)
+    todo = y.d.withdraw([(first[0] + 5, first[1]), (90, 100)])
+    ((rank, message),) = sent(todo, Revoke)
+    assert rank == 1 and not message.begun
+    assert [pair[:2] for pair in messages.unpack_ranges(message.ranges)] == [(first[0] + 5, first[1])]
+    assert written(todo, Kind.RETURNED) == [(first[0] + 5, first[1])]
+    assert list(y.ledger.granted[1]) == [(first[0], first[0] + 5)] and y.ledger.granted[2].total == 20
+    assert y.ledger.elsewhere.total == first[1] - first[0] - 5 + 10
+    # What it returns of that later is no business of ours; what it finished all the same counts.
+    y.report(1, row(Kind.RETURNED, first[0] + 7, first[1]))
+    assert y.ledger.elsewhere.covers(first[0] + 7, first[1])
+    y.done(1, first[0], first[0] + 7)
+    assert y.ledger.done == 7
+
+
 def test_late_results_of_a_lost_droid_count() -> None:
     y = Yoda(10, droids=2)
     y.ledger.grant(1, 0, 10)

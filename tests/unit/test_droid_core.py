@@ -135,6 +135,14 @@ def test_the_low_water_mark_follows_the_round_trip_and_the_time_per_event() -> N
     assert d.core.pace.marks(4, 1.0, 0)[0] == pytest.approx(1600, rel=0.01)
 
 
+def test_a_suspension_is_no_round_trip() -> None:
+    """Who believes it asks for ten seconds of work in advance; and all that is done twice if its lease is gone."""
+    d = Droid(4)
+    for seconds in (0.01, 0.01, 0.01, 3600.0, 0.01, 3600.0):
+        d.core.pace.answered(seconds)
+    assert d.core.pace.round_trip == 0.01
+
+
 @pytest.mark.parametrize("seconds", [-1e9, 0.0, 1e12])
 def test_a_clock_that_jumps_leaves_the_round_trip_sane(seconds: float) -> None:
     d = Droid(1)
@@ -513,6 +521,37 @@ def test_a_worker_that_has_more_than_what_was_revoked_lives() -> None:
     d.measured(0.01)
     d.granted((0, 10), size=2)
     assert not of(d.core.revoked([(0, 2, 0)]), Kill)
+
+
+def test_what_others_work_on_is_dropped_and_the_event_at_hand_finished() -> None:
+    d = Droid(2)
+    d.measured(0.01)
+    d.granted((0, 40), (60, 80), size=10)
+    held = [list(w.given) for w in d.core.workers]
+    assert held[0][0] == (0, 10, 0) and held[1][0] == (10, 20, 0) and backlog(d)
+    todo = d.core.revoked([(0, 5, 0), (30, 70, 0)], begun=False)
+    assert of(todo, Cut) == [Cut(0)] and not of(todo, Kill)
+    assert all(not (start < 70 and stop > 30) for start, stop, _ in backlog(d))
+    # It comes back in the middle of a range: all of the rest goes to Yoda, who knows what of it is still ours.
+    rows, keep, todo = d.results(0, (Kind.DONE, 0, 3), (Kind.RETURNED, 3, 10))
+    assert keep.all() and rows["code"].tolist() == [Code.NONE, Code.REVOKED]
+    assert (3, 10, 0) not in backlog(d)
+    assert ranges(todo) == [(20, 30), (70, 80)]
+
+
+def test_a_worker_is_cut_until_it_has_nothing_of_what_others_work_on() -> None:
+    d = Droid(1)
+    d.measured(0.001)
+    d.granted((0, 40), size=2)
+    given = list(d.core.workers[0].given)
+    assert len(given) > 2
+    assert of(d.core.revoked([(*given[-1][:2], 0)], begun=False), Cut) == [Cut(0)]
+    _, _, todo = d.results(0, (Kind.RETURNED, 0, 2))
+    assert Cut(0) in todo  # it saw the first request within a range that is still ours
+    rest = [(Kind.RETURNED, start, stop) for start, stop, _ in given[1:]]
+    rows, keep, todo = d.results(0, *rest)
+    assert keep.all() and (rows["code"] == Code.REVOKED).all() and not of(todo, Cut)
+    assert ranges(todo)[:1] == [(given[-1][1], given[-1][1] + 2)]
 
 
 # -- fields ------------------------------------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ import pytest
 from eventrange.errors import CannotWrite
 from eventrange.intervals import IntervalSet
 from eventrange.ledger import Ledger
+from eventrange.messages import Revoke, unpack_ranges
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from slurm.commands import Ran
 from slurm.environment import Allocation
-from yoda.dispatcher import Dispatcher, Note, Settings, Write
+from yoda.dispatcher import Dispatcher, Note, Send, Settings, Write
 from yoda.keeper import Keeper, beat_interval, present
 from yoda.leasedir import ALIVE, Heart, LeaseDir, machine, overview, process_start
 from yoda.leases import FREE, PARTS, Known, Lease, Leases, Need, Pulse, Watch, divide
@@ -418,6 +419,25 @@ def test_what_cannot_be_claimed_is_an_error_at_the_start(task: TaskDir) -> None:
     leases = Leases("me", divide([], 10), 60.0)
     with pytest.raises(CannotWrite):
         Keeper(leases, room, None, ledger).first()
+
+
+def test_what_is_granted_in_a_part_that_was_taken_over_is_revoked() -> None:
+    ledger, room = Ledger(20), Memory()
+    ledger.pending.add(0, 20)
+    keeper = Keeper(Leases("me", edges(2), 60.0), room, None, ledger)
+    keeper.leases.begin(0.0, room)
+    keeper.first()
+    dispatcher = Dispatcher(ledger, [0], Settings(), 20)
+    dispatcher.hello(0.0, 1, "here", 1)
+    part = min(keeper.held)
+    start, stop = keeper.leases.part(part)
+    ledger.grant(1, start, stop)
+    room.files[part, 2] = "other"
+    notes = keeper.woken(99.0, dispatcher)
+    ((rank, message),) = [(step.droid, step.message) for step in notes if isinstance(step, Send)]
+    assert isinstance(message, Revoke) and not message.begun
+    assert (rank, unpack_ranges(message.ranges)) == (1, [(start, stop, 0)])
+    assert ledger.elsewhere.covers(start, stop) and not ledger.in_flight
 
 
 def test_presence_ends_with_the_context(task: TaskDir) -> None:
