@@ -11,6 +11,7 @@ A Droid's core-seconds are workers x (its end - the start of its process). The p
     idle_waiting    workers without work before or between ranges: Yoda had none for them, or not yet
     idle_input      waiting for input within ranges
     idle_tail       workers without work behind their last range
+    idle_draining   the same, once nothing new is begun because the allocation is to end
     idle_merging    all other cores while one of them merges
     startup         from the start of the Droid's process until its workers were ready
     merge           the core that merges at the end of an allocation

@@ -17,6 +17,7 @@ WORDS = {
     "idle_waiting": "idle, waiting for Yoda",
     "idle_input": "idle, waiting for input",
     "idle_tail": "idle at the tail",
+    "idle_draining": "idle while others finished the event at hand (drain)",
     "idle_merging": "idle while another core merged",
     "startup": "start-up",
     "merge": "merge",

@@ -12,17 +12,18 @@ GAP = 0.1
 
 
 class Lanes(NamedTuple):
-    """Workers of one Droid that worked: how many, the highest number, the latest end, and the sum of their ends, each
-    less `base`."""
+    """Workers of one Droid that worked: how many, the highest number, the latest end, and the sum of their ends and of
+    the later of their ends and `since`, each less `base`."""
 
     number: int
     highest: int
     latest: float
     sum: float
+    later: float
     base: float
 
 
-NOTHING = Lanes(0, -1, 0.0, 0.0, 0.0)
+NOTHING = Lanes(0, -1, 0.0, 0.0, 0.0, 0.0)
 
 
 class DroidSums:
@@ -74,8 +75,8 @@ class DroidSums:
             self.first = np.append(self.first, np.full(more, np.inf))
             self.joined = np.append(self.joined, np.full(more, np.nan))
 
-    def by_droid(self) -> dict[int, Lanes]:
-        """What is known of the workers of each Droid that worked."""
+    def by_droid(self, since: float = 0.0) -> dict[int, Lanes]:
+        """What is known of the workers of each Droid that worked; `since` unix seconds."""
         if not len(self.lanes):
             return {}
         droid = self.lanes >> np.uint32(16)
@@ -87,9 +88,10 @@ class DroidSums:
             np.maximum.reduceat(self.lanes & np.uint32(0xFFFF), group),
             np.maximum.reduceat(self.ends, group),
             np.add.reduceat(self.ends - base, group),
+            np.add.reduceat(np.maximum(self.ends, since) - base, group),
         )
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        return {droid: Lanes(count, highest, latest, total, base) for droid, count, highest, latest, total in rows}
+        return {droid: Lanes(count, high, last, total, later, base) for droid, count, high, last, total, later in rows}
 
     def timeline(self, rows: NDArray[Any]) -> None:
         """Gaps between pieces of work of every worker; `rows` of kinds that carry the time they began."""

@@ -9,12 +9,24 @@ started) are somewhere between the records of a worker, so they are taken out of
 
 from __future__ import annotations
 
+import math
+
 from yoda.core_seconds import NAMES, Allocation, CoreSeconds, DroidLife
 from yoda.droid_sums import NOTHING, DroidSums, Lanes
 
 #: Where seconds are taken back if all parts claim more than there was time for, first to last.
 EXCESS = (
-    *("idle_waiting", "idle_tail", "lost_in_flight", "retried", "hung", "quarantined", "idle_input", "productive"),
+    *(
+        "idle_waiting",
+        "idle_tail",
+        "idle_draining",
+        "lost_in_flight",
+        "retried",
+        "hung",
+        "quarantined",
+        "idle_input",
+        "productive",
+    ),
     *("startup", "idle_merging", "merge"),
 )
 
@@ -25,14 +37,18 @@ def share_out(allocation: Allocation, work: DroidSums, given_up: dict[int, float
     `given_up` is seconds by Droid of attempts at events that were quarantined in the end; `alive`: the allocation is at
     work, and what it has in flight is not lost.
     """
-    ends = work.by_droid()
+    drain = (allocation.drain or {}).get("time")
+    since = float(drain) if isinstance(drain, (int, float)) else math.inf
+    ends = work.by_droid(since if math.isfinite(since) else 0.0)
     for droid in set(ends) - set(allocation.droids):
         allocation.droids[droid] = DroidLife(droid)  # its `joined` note is lost
     for droid, life in sorted(allocation.droids.items()):
         _live(life, work, ends.get(droid, NOTHING), allocation, alive)
     merger = merger_of(allocation)
     for droid, life in sorted(allocation.droids.items()):
-        _share(life, work, ends.get(droid, NOTHING), allocation, given_up.get(droid, 0.0), alive, droid == merger)
+        _share(
+            life, work, ends.get(droid, NOTHING), allocation, given_up.get(droid, 0.0), alive, droid == merger, since
+        )
         allocation.core_seconds.add(life.core_seconds)
         allocation.events += life.events
     if allocation.merging is not None and allocation.droids and merger is None:
@@ -76,7 +92,9 @@ def _share(
     quarantined: float,
     alive: bool,
     merger: bool,
+    since: float,
 ) -> None:
+    """`since` is when it began to drain, infinite if it did not."""
     droid, workers = life.droid, life.workers
     joined, end = life.joined or 0.0, life.end
     life.ranges, life.events = int(work.get("ranges", droid)), int(work.get("events", droid))
@@ -87,9 +105,15 @@ def _share(
     worked = end - held  # until when its workers could have worked
     tail = lanes.number * (worked - lanes.base) - lanes.sum + (workers - lanes.number) * (worked - joined)
     tail = max(0.0, tail)
+    draining = 0.0
+    if since < worked:
+        draining = lanes.number * (worked - lanes.base) - lanes.later
+        draining = max(0.0, draining + (workers - lanes.number) * (worked - max(since, joined)))
+        draining = min(tail, draining)
+        tail -= draining
     waiting, overhead = work.get("idle_waiting", droid), work.get("overhead", droid)
     productive, revoked, lost = work.get("productive", droid), work.get("revoked", droid), work.get("returned", droid)
-    tail, waiting, overhead = _take(lost, tail, waiting, overhead)
+    draining, tail, waiting, overhead = _take(lost, draining, tail, waiting, overhead)
     before = waiting + tail + overhead
     waiting, tail, overhead = _take(revoked + life.spent.get("again", 0.0), waiting, tail, overhead)
     again = before - (waiting + tail + overhead)
@@ -97,8 +121,9 @@ def _share(
     waiting, tail, overhead = _take(life.spent.get("starting", 0.0), waiting, tail, overhead)
     starting = before - (waiting + tail + overhead)
     if (life.killed or (alive and life.left is None)) and not lost and work.get("open", droid) > 0 and workers:
-        under_way = tail * min(1.0, work.get("open", droid) / workers)
-        tail -= under_way
+        part = min(1.0, work.get("open", droid) / workers)
+        under_way = (tail + draining) * part
+        tail, draining = tail * (1 - part), draining * (1 - part)
         if life.killed:
             lost += under_way
         else:
@@ -113,6 +138,7 @@ def _share(
         "idle_waiting": waiting,
         "idle_input": waited,
         "idle_tail": tail,
+        "idle_draining": draining,
         "idle_merging": workers * held - merge,
         "startup": workers * life.startup + starting,
         "merge": merge,

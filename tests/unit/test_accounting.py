@@ -218,12 +218,29 @@ def test_merge_that_was_killed() -> None:
     assert known is not None and known.over is None and (known.done, known.total) == (5, 9)
 
 
+def test_drain() -> None:
+    """Cores that are free because nothing new is begun are told from those for which there was no work."""
+    account = run(
+        joined(100, workers=3),
+        row(D, 0, 4, 100, 10),
+        {"note": "drain", "time": 120, "reason": "SIGTERM", "grace": 30},
+        row(D, 4, 8, 100, 25, worker=1),
+        row(R, 9, 10, 138, 8, code=Code.DRAINED),
+        left(138),
+        end(140),
+    )
+    assert parts(account) == {"productive": 35, "lost_in_flight": 8, "idle": 77, "startup": 6, "total": 126}
+    assert fine(account, "idle_tail", "idle_draining") == [10 + 20, 20 + 15 + 20 - 8]
+
+
 def test_nodes() -> None:
     account = run(
         joined(100), row(D, 0, 1, 100, 5), left(105), joined(100, droid=2, host="n2"), left(110, droid=2), end(112)
     )
     nodes = account.nodes()
-    assert {host: seconds.total for host, seconds in nodes.items()} == {"n1": 14, "n2": 14}, "all nodes are ours till then"
+    assert {host: seconds.total for host, seconds in nodes.items()} == {"n1": 14, "n2": 14}, (
+        "all nodes are ours till then"
+    )
     assert sum(seconds.total for seconds in nodes.values()) == account.core_seconds.total
 
 
@@ -295,7 +312,7 @@ def test_parts_always_sum(rows: list[Any], split: int, ended: bool, notes: list[
         assert sum(seconds.micro.values()) == round(seconds.total * 1e6) and min(seconds.micro.values()) >= 0
         assert seconds.folded()["total"] == pytest.approx(seconds.total)
     for life in (life for one in account.allocations for life in one.droids.values()):
-        assert life.core_seconds.total == pytest.approx(life.workers * (life.end - life.begin), abs=1e-5)
+        assert life.core_seconds.total == pytest.approx(life.workers * (life.end - life.begin), rel=1e-12, abs=1e-5)
     assert account.core_seconds.total == pytest.approx(
         sum(sum(s.parts()[name] for name in PARTS) for s in account.nodes().values())
     )
