@@ -48,6 +48,8 @@ class Allotment:
             start, stop = found
             file = bisect_right(self.cuts, start)
             if self.whole:
+                if before := pending.overlap(self.cuts[file - 1], start):  # a cursor may be within a range
+                    start = before[-1][0] if before[-1][1] == start else start
                 cut = self._whole(start, stop, file, count, ranges)
                 self.ledger.grant(droid.rank, start, cut)
                 count -= cut - start
