@@ -67,7 +67,8 @@ class Chronicle:
     evidence: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     ranges: Counter[int] = field(default_factory=Counter)  #: the same -> ranges
     consumers: list[NDArray[np.int64]] = field(default_factory=list)  #: events of every worker that did any
-    times: dict[int, int] = field(default_factory=dict)  #: single events (eventrange.times), as far as they were told
+    times: dict[int, int] = field(default_factory=dict)  #: of events (eventrange.times)
+    single: int = 0  #: events in it that have their own time, and not the mean of their range
     breaker: list[dict[str, Any]] = field(default_factory=list)
     catalogue: Catalogue = field(default_factory=Catalogue)
     versions: dict[str, str] = field(default_factory=dict)
@@ -97,9 +98,9 @@ def chronicle(taskdir: TaskDir, fingerprint: str, account: Account, alive_since:
             readers[name].rows(entry)
     for reader in readers.values():
         reader.finish()
-    for pairs in times.values():
-        with contextlib.suppress(TypeError, ValueError):
-            add(out.times, {int(bin_): int(events) for bin_, events in pairs})
+    for name, reader in readers.items():
+        out.pace.merge(reader.pace)
+        _event_times(out, reader.pace, times.get(name))
     out.slowest.sort(reverse=True)
     out.journals = story.journals
     return out
@@ -170,6 +171,20 @@ def _label(hosts: set[str], lane: int, per_lane: int, droids: int) -> str:
     return next(iter(hosts)) if len(hosts) == 1 else f"node {lane + 1}"
 
 
+def _event_times(out: Chronicle, pace: Pace, told: Any) -> None:
+    """Add those of one allocation. `told` is what its `times` note has, [bin, events] each: it knows single events, but
+    of an allocation that was killed not the last minute. The records know all, but only the means of ranges."""
+    exact: dict[int, int] = {}
+    with contextlib.suppress(TypeError, ValueError):
+        exact = {int(bin_): int(events) for bin_, events in told}
+    if pace.ranges == pace.events or 2 * sum(exact.values()) < pace.events:
+        add(out.times, pace.times)
+        out.single += pace.events if pace.ranges == pace.events else 0
+    else:
+        add(out.times, exact)
+        out.single += min(pace.events, sum(exact.values()))
+
+
 class _Reader:
     """Adds the records of one allocation."""
 
@@ -181,6 +196,7 @@ class _Reader:
         for droid, life in lives.items():
             self.node[droid], self.core[droid], self.count[droid] = life.node, life.core, life.cores
         self.ends = np.zeros((size, self.workers))  # end of the latest work of each worker
+        self.pace = Pace()
         self.did = np.zeros((size, self.workers), np.int64)  # events done by each worker
         self.open = np.zeros(size)
         self.back: list[tuple[int, float, float]] = []  # droid, begin, end of work lost with what came back
@@ -226,7 +242,7 @@ class _Reader:
 
     def _done(self, rows: NDArray[Any], length: NDArray[np.float64]) -> None:
         out = self.out
-        out.pace.add(rows)
+        self.pace.add(rows)
         column = np.minimum(out.axis.place(rows["time"] + rows["wall"]).astype(np.int64), COLUMNS - 1)
         out.done += np.bincount(column, length, COLUMNS)
         out.bytes += float(rows["size"].sum(dtype=np.float64))

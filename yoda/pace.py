@@ -68,6 +68,18 @@ class Pace:
         if len(self.by_second) > 2 * KEPT:
             self.by_second = {at: n for at, n in self.by_second.items() if at > newest - KEPT}
 
+    def merge(self, other: Pace) -> None:
+        """Add what `other` has taken in."""
+        self.ranges, self.events, self.wall = (
+            self.ranges + other.ranges,
+            self.events + other.events,
+            self.wall + other.wall,
+        )
+        self._squares += other._squares
+        for mine, theirs in ((self.times, other.times), (self.by_second, other.by_second)):
+            for key, events in theirs.items():
+                mine[key] = mine.get(key, 0) + events
+
     @property
     def mean(self) -> float:
         """Seconds of one core per event; 0 if unknown."""

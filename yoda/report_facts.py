@@ -34,18 +34,6 @@ class Facts:
         """What people call the event at `position`."""
         return f"{event_name(self.axis, position)} (#{position})"
 
-    def event_times(self) -> tuple[dict[int, int], bool]:
-        """Histogram of event times (eventrange.times), and whether it is of single events.
-
-        The journals have one of single events, up to the last minute of an allocation that was killed; where much of
-        the task is missing in it, that of the records, which know the means of ranges, tells more.
-        """
-        exact = self.chronicle.times
-        if sum(exact.values()) >= 0.5 * self.chronicle.pace.events and exact:
-            return exact, True
-        pace = self.chronicle.pace
-        return pace.times, pace.ranges == pace.events
-
     def range(self, start: int, stop: int) -> str:
         """The same of a range."""
         return self.event(start) if stop == start + 1 else range_name(self.axis, start, stop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from eventrange.times import PER_OCTAVE, quantile
+from eventrange.times import PER_OCTAVE, edge, quantile
 from yoda import svg
 from yoda.report_facts import Facts
 
@@ -29,9 +29,8 @@ def draw(facts: Facts) -> dict[str, str]:
     if np.isfinite(left).any():
         out["eta"] = svg.curve(c.axis, left, "Working time left, as estimated then", "time left", seconds=True)
     out["outcome"] = svg.share_bar(_outcome(facts.state["core_seconds_detail"]), "Core time by outcome")
-    times, _ = facts.event_times()
-    if times:
-        out["times"] = _times(times)
+    if c.times:
+        out["times"] = _times(c.times)
     lanes = breakers(facts)
     if lanes:
         out["breakers"] = svg.switches(lanes, c.axis, "What was switched off over time")
@@ -86,15 +85,18 @@ def history(facts: Facts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _times(times: dict[int, int]) -> str:
+    """Bars of equal width in the logarithm of time, as high as the logarithm of their events: tails are to be seen."""
     first, last = min(times), max(times)
     step = max(1, -(-(last - first + 1) // 80))
+
+    def place(seconds: float) -> float:
+        return float((PER_OCTAVE * np.log2(seconds) - first) / step)
+
     values = []
     for bin_ in range(first, last + 1, step):
-        word = svg.seconds_words(2.0 ** (bin_ / PER_OCTAVE))
-        values.append((word, float(sum(times.get(n, 0) for n in range(bin_, bin_ + step)))))
-    marks = []
-    for q, word in ((0.5, "median"), (0.99, "99 %")):
-        value = quantile(times, q)
-        place = (PER_OCTAVE * np.log2(value) - first) / step if value > 0 else 0.0
-        marks.append((float(place), f"{word} {svg.seconds_words(value)}"))
-    return svg.bars(values, "Distribution of event times", "events", marks)
+        events = sum(times.get(n, 0) for n in range(bin_, bin_ + step))
+        low, high = (svg.seconds_words(2.0 ** (n / PER_OCTAVE)) for n in (bin_, bin_ + step))
+        values.append((f"{low} to {high}", float(events)))
+    ticks = [(place(size), svg.seconds_words(size)) for size in svg.decades(2.0 ** (first / PER_OCTAVE), edge(last))]
+    marks = [(place(quantile(times, q)), word) for q, word in ((0.5, "median"), (0.99, "99 %"))]
+    return svg.bars(values, "Distribution of event times", "events", ticks, marks)

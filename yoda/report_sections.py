@@ -139,7 +139,7 @@ def attempts(facts: Facts) -> str:
         + table(("", "ranges", "events", "% of events done"), lines)
         + f"<p>Done by {len(events):,} workers of {droids:,} Droids in {worked:,} allocations (a Droid or worker of "
         "each allocation counts for itself).</p>"
-        + table(("events per worker: least", "10 %", "median", "90 %", "most"), [spread], left=0)
+        + table(("", "least", "10 %", "median", "90 %", "most"), [("events per worker", *spread)])
     )
 
 
@@ -147,11 +147,10 @@ def events(facts: Facts, pictures: dict[str, str]) -> str:
     c = facts.chronicle
     if "times" not in pictures:
         return ""
-    times, whole = facts.event_times()
-    note = "" if whole else " Events of one range are counted with their mean, so the true tail is longer."
-    if whole and sum(times.values()) < c.pace.events:
-        note = f" Known of {_share(sum(times.values()), c.pace.events)} % of the events: the last minute of an "
-        note += "allocation that was killed is not."
+    note = ""
+    if c.single < c.pace.events:
+        note = f" {_share(c.single, c.pace.events)} % of the events are counted with their own time, the others, of"
+        note += " allocations that were killed, with the mean of their range: there the true tail is longer."
     known = {one.name: one for one in facts.account.allocations}
     slow = []
     for seconds, start, stop, when, allocation, droid, worker in c.slowest:
@@ -159,15 +158,15 @@ def events(facts: Facts, pictures: dict[str, str]) -> str:
         place = f"Droid {droid} on {host}, worker {worker}"
         slow.append((facts.range(start, stop), place, allocation, _clock(when), svg.seconds_words(seconds)))
     tail = [
-        (word, svg.seconds_words(quantile(times, q)))
-        for word, q in (("50 %", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("99.9 %", 0.999), ("slowest", 1.0))
+        (word, svg.seconds_words(quantile(c.times, q)))
+        for word, q in (("50 %", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("99.9 %", 0.999))
     ]
     return (
         heading("Event times")
-        + f"<p class=note>Wall time of one event on one core; bins are equal in the logarithm.{note}</p>"
+        + f"<p class=note>Wall time of one event on one core; both scales are logarithmic.{note}</p>"
         + pictures["times"]
         + table(("quantile", "at most"), tail)
-        + details("Slowest", table(("event or range", "where", "allocation", "begun", "per event"), slow, left=3), True)
+        + details("Slowest", table(("event or range", "where", "allocation", "begun", "per event"), slow, left=4), True)
     )
 
 
@@ -221,7 +220,7 @@ def nodes(facts: Facts) -> str:
     if not found:
         return ""
     found.sort(key=lambda entry: entry[1]["productive"] / (entry[1]["total"] or 1.0))
-    note = "The least productive first; per cent of the core time of each node." if len(found) > 1 else ""
+    note = "Per cent of the core time of each node" + ("; the least productive first." if len(found) > 1 else ".")
     lines = [cells(name, seconds) for name, seconds in found[:LISTED]]
     events: dict[str, int] = {}
     for one in facts.account.allocations:

@@ -211,28 +211,53 @@ def curve(axis: TimeAxis, values: NDArray[np.float64], title: str, unit: str, se
     return svg(LEFT + axis.columns + RIGHT, bottom + 22, "".join(parts), title)
 
 
-def bars(values: Sequence[tuple[str, float]], title: str, unit: str, marks: Iterable[tuple[float, str]] = ()) -> str:
-    """Upright bars with a word below some of them; `marks` (place in bars, word) are lines from top to bottom."""
+def bars(
+    values: Sequence[tuple[str, float]],
+    title: str,
+    unit: str,
+    ticks: Iterable[tuple[float, str]] = (),
+    marks: Iterable[tuple[float, str]] = (),
+) -> str:
+    """Upright bars (word, count), their height logarithmic; `ticks` (place in bars, word) stand below, `marks` are
+    lines from top to bottom."""
     top, bottom, width = 24.0, 164.0, 800
-    peak, ticks = nice(max((value for _, value in values), default=0.0))
-    parts = [_value_ruler(ticks, peak, top, bottom, width, unit)]
-    each = width / max(1, len(values))
-    every = max(1, math.ceil(46 / each))
+    decades = max(1, math.ceil(math.log10(max(2.0, max((value for _, value in values), default=0.0))) - 1e-9))
+    each, room = width / max(1, len(values)), (bottom - top) / (decades + 0.3)  # one event has a height, too
+
+    def y(value: float) -> float:
+        return bottom - room * (math.log10(value) + 0.3)
+
+    parts = []
+    for power in range(decades + 1):
+        parts.append(f'<path d="M{LEFT} {y(10.0**power):.1f}h{width}" stroke="#e4e7eb"/>')
+        parts.append(text(LEFT - 6, y(10.0**power) + 4, f"{10**power:,}", "end"))
+    parts.append(_unit(unit, (top + bottom) / 2))
     for number, (word, value) in enumerate(values):
-        x, y = LEFT + number * each, float(_y(value, peak, top, bottom))
-        if value > 0:
-            y = min(y, bottom - 1)  # what is rare is what matters in a tail
+        if value >= 1:
+            x, high = LEFT + (number + 0.08) * each, y(value)
             parts.append(
-                f'<rect x="{x + each * 0.08:.1f}" y="{y:.1f}" width="{each * 0.84:.1f}" height="{bottom - y:.1f}" '
+                f'<rect x="{x:.1f}" y="{high:.1f}" width="{each * 0.84:.1f}" height="{bottom - high:.1f}" '
                 f'fill="#2f6fb7"><title>{escape(word)}: {value:,.0f}</title></rect>'
             )
-        if number % every == 0:
-            parts.append(text(x + each / 2, bottom + 14, word, "middle", fill="#52606d"))
-    for number, (place, word) in enumerate(marks):
+    free = -1e9
+    for place, word in ticks:
+        x = LEFT + place * each
+        parts.append(f'<path d="M{x:.1f} {bottom}v4" stroke="#6b7280"/>')
+        if x > free:
+            parts.append(text(x, bottom + 15, word, "middle", fill="#52606d"))
+            free = x + 7 * len(word) + 6
+    for place, word in marks:
         x = LEFT + place * each
         parts.append(f'<path d="M{x:.1f} {top - 4}V{bottom}" stroke="#c62828" stroke-dasharray="4 3"/>')
-        parts.append(text(x + 3, top - 8 + 11 * (number % 2), word, fill="#8f1d1d"))
+        parts.append(text(x, top - 8, word, "middle", fill="#8f1d1d"))
     return svg(LEFT + width + RIGHT, bottom + 22, "".join(parts), title)
+
+
+def decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between `low` and `high`; powers of ten alone where these are many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1,) if len(powers) > 8 else (1, 2, 5)
+    return [size for p in powers for f in factors if low <= (size := f * 10.0**p) <= high]
 
 
 def share_bar(parts: Sequence[tuple[str, str, float]], title: str) -> str:
@@ -275,7 +300,7 @@ def nice_seconds(peak: float) -> tuple[float, list[float]]:
 
 def seconds_words(seconds: float) -> str:
     """A length of time in one unit, short."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "us")):
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return "0 s" if seconds <= 0 else f"{seconds:.1g} s"
@@ -289,12 +314,14 @@ def _value_ruler(
         y = _y(tick, peak, top, bottom)
         word = words(tick) if words else f"{tick:,.6g}"
         out.append(f'<path d="M{LEFT} {y}h{width}" stroke="#e4e7eb"/>' + text(LEFT - 6, float(y) + 4, word, "end"))
-    middle = (top + bottom) / 2
-    out.append(
+    return "".join([*out, _unit(unit, (top + bottom) / 2)])
+
+
+def _unit(unit: str, middle: float) -> str:
+    return (
         f'<text transform="translate(12 {middle:g}) rotate(-90)" text-anchor="middle" fill="#52606d">'
         f"{escape(unit)}</text>"
     )
-    return "".join(out)
 
 
 def _y(value: float, peak: float, top: float, bottom: float) -> str:

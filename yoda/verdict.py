@@ -11,7 +11,7 @@ from eventrange.quantity import span
 ADVICE = {
     "lost_in_flight": ("lost with killed work", "a warning before the kill (slurm.signal_before_end, grace) saves it"),
     "retried": ("failed or done twice", "see the failures"),
-    "idle": ("idle", "workers had nothing to do; the timeline of `yoda report` shows when"),
+    "idle": ("idle", "workers had nothing to do: `yoda status --cores` says why"),
     "startup": ("start-up", "allocations were short for the time the payload takes to start"),
     "overhead": ("overhead", "events are very short: more of them per range cost less"),
 }
