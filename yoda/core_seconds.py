@@ -112,6 +112,7 @@ class Allocation:
     name: str
     created: float = 0.0
     last: float = 0.0  #: last sign of life
+    dead: bool = False  #: known to be, from elsewhere, whatever its last sign of life
     end: dict[str, Any] | None = None  #: its `end` note
     drain: dict[str, Any] | None = None  #: its `drain` note
     merging: Merging | None = None

@@ -1,9 +1,10 @@
-"""What `yoda status` says, from task.yaml and the journals alone: a versioned dict for programs, a page for people."""
+"""What `yoda status` says, from task.yaml, journals and leases: a versioned dict for programs, a page for people."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from typing import Any
 
 from eventrange.axis import Axis
@@ -14,6 +15,9 @@ from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue
 from yoda.accounting import account_entries
 from yoda.core_seconds import Account, Allocation, CoreSeconds, Merging
+from yoda.lease_view import lease_view
+from yoda.lease_view import render as lease_lines
+from yoda.lease_view import words as lease_words
 from yoda.pace import Pace
 from yoda.storage_view import render as storage_lines
 from yoda.storage_view import storage_view
@@ -32,7 +36,10 @@ def status(taskdir: TaskDir, now: float | None = None) -> dict[str, Any]:
     from yoda.task import need_task
 
     frozen = need_task(taskdir)
-    found = task_status(taskdir, frozen.task, frozen.fingerprint, Axis.from_dict(frozen.axis).total, now)
+    leases = lease_view(taskdir, now)
+    dead = {one["allocation"] for one in leases if one["state"] == "dead"}
+    found = task_status(taskdir, frozen.task, frozen.fingerprint, Axis.from_dict(frozen.axis).total, now, dead)
+    found["leases"] = leases
     if os.path.isdir(taskdir.slurm):
         from yoda.slurm_view import slurm_view
 
@@ -40,8 +47,16 @@ def status(taskdir: TaskDir, now: float | None = None) -> dict[str, Any]:
     return found
 
 
-def task_status(taskdir: TaskDir, name: str, fingerprint: str, total: int, now: float | None = None) -> dict[str, Any]:
-    """The same for a task whose `name`, `fingerprint` and number of events are known. Keys: see docs of `yoda status`.
+def task_status(
+    taskdir: TaskDir,
+    name: str,
+    fingerprint: str,
+    total: int,
+    now: float | None = None,
+    dead: Collection[str] = (),
+) -> dict[str, Any]:
+    """The same, from the journals alone, for a task whose `name`, `fingerprint` and number of events are known; `dead`
+    are allocations that are known to be. Keys: see docs of `yoda status`.
 
     `core_seconds` has six parts that sum to its `total`; `core_seconds_detail` has all of them, which do so too.
     """
@@ -61,7 +76,7 @@ def task_status(taskdir: TaskDir, name: str, fingerprint: str, total: int, now: 
             yield allocation, entry
 
     account = account_entries(story, now - ALIVE)
-    found = compose(taskdir, name, fingerprint, total, account, stories[-1].journals, pace, now)
+    found = compose(taskdir, name, fingerprint, total, account, stories[-1].journals, pace, now, dead)
     storage = storage_view(catalogue)
     return found if storage is None else {**found, "storage": storage}
 
@@ -75,10 +90,13 @@ def compose(
     journals: dict[str, JournalState],
     pace: Pace,
     now: float,
+    dead: Collection[str] = (),
 ) -> dict[str, Any]:
     """The status of a task from what has been read of its journals."""
     done, quarantined, attempts = account.fold.result()
-    alive = [a for a in account.allocations if a.end is None and a.last > now - ALIVE]
+    for one in account.allocations:
+        one.dead = one.name in dead
+    alive = [a for a in account.allocations if a.end is None and a.last > now - ALIVE and not a.dead]
     open_events = max(0, total - done.total - quarantined.total)
     in_flight = min(open_events, sum(_count(a.pulse, "in_flight") for a in alive))
     rate = sum((events_per_second(a, now) for a in alive), 0.0)
@@ -191,11 +209,11 @@ def _state(allocation: Allocation, now: float) -> str:
     written by a command)."""
     if allocation.end is not None:
         merging = allocation.merging
-        at_it = merging is not None and merging.over is None and merging.last > now - ALIVE
+        at_it = merging is not None and merging.over is None and merging.last > now - ALIVE and not allocation.dead
         return "merging" if at_it else "ended"
     if not allocation.droids and allocation.pulse is None:
         return "alive" if allocation.last > now - ALIVE and allocation.about.get("started") else "none"
-    return "alive" if allocation.last > now - ALIVE else "killed"
+    return "alive" if allocation.last > now - ALIVE and not allocation.dead else "killed"
 
 
 def _why(allocation: Allocation, now: float) -> str:
@@ -251,21 +269,26 @@ def render(state: dict[str, Any], width: int = 80) -> str:
         lines.append(f"cores    {span(seconds['total'])} of core time; of these")
         shares = [(100 * value / seconds["total"], name) for name, value in seconds.items() if name != "total"]
         lines.append("         " + ", ".join(f"{v:.1f} % {n.replace('_', ' ')}" for v, n in shares if v >= 0.05))
-    if state["allocations"]:
+    leases = {one["allocation"]: one for one in state.get("leases", ())}
+    new = lease_lines(list(leases.values()), {one["name"] for one in state["allocations"]})
+    if state["allocations"] or new:
         lines.append("allocations")
     for one in state["allocations"]:
         lines.append(f"  {one['name']}  {one['state']}, {one['events_done']:,} events, {one['droids_total']} Droids")
         if one["why"]:
             lines.append(f"    {one['why'].splitlines()[0]}")
+        if one["name"] in leases:
+            lines.append(f"    {lease_words(leases[one['name']])}")
         if one["damage"]:
             lines.append(f"    journal: {one['damage']}")
+    lines += new
     if state.get("storage"):
         lines += storage_lines(state["storage"])
     if state.get("slurm"):
         from yoda.slurm_view import render as slurm_lines
 
         lines += slurm_lines(state["slurm"])
-    alive = any(one["state"] == "alive" for one in state["allocations"])
+    alive = any(one["state"] == "alive" for one in state["allocations"]) or bool(new)
     if not state["complete"] and not alive and not _queued(state):
         lines.append("nothing is running; the same `yoda run` goes on with it")
     return "\n".join(part for line in lines for part in _wrap(line, width))

@@ -14,6 +14,7 @@ from runs import Place, Running
 from eventrange.history import done_records
 from eventrange.records import Kind
 from yoda.leasedir import Seen, overview
+from yoda.status import render, status
 
 EVENTS = 1500
 SLOW = runs.LIGHT.replace("    n = int(", "    import time; time.sleep(0.01)\n    n = int(")
@@ -87,12 +88,16 @@ def test_started_together(place: Place) -> None:
     assert os.listdir(place.task().leases) == [] or seen(place) == {}
 
 
+@pytest.mark.slow
 def test_one_joins_late(place_here: Place) -> None:
     place = place_here
     reference = prepare(place)
     first = start(place)
     first.until(lambda: place.done() > EVENTS // 5, "a fifth is done")
     assert seen(place)["working"].parts > 0
+    [lease] = status(place.task())["leases"]
+    assert (lease["state"], lease["merges"]) == ("working", False) and lease["parts"] > 0
+    assert f"holds {lease['parts']} parts of the axis" in render(status(place.task()), 200)
     second = start(place)
     done = [first.wait(), second.wait()]
     assert [one.code for one in done] == [0, 0], "\n".join(one.text for one in done)
@@ -102,6 +107,7 @@ def test_one_joins_late(place_here: Place) -> None:
     assert len(shares) == 2 and min(shares.values()) > EVENTS // 10, shares
 
 
+@pytest.mark.slow
 def test_one_leaves_early(place_here: Place) -> None:
     place = place_here
     reference = prepare(place, lease_timeout=60.0)  # what it held must be free without waiting for that
@@ -129,6 +135,7 @@ def test_one_is_killed(place_here: Place) -> None:
     assert twice(place) <= 10
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_at_once(place_here: Place) -> None:
     """The dead one's leases delay nobody (L8), however long the timeout."""
     place = place_here
@@ -137,6 +144,9 @@ def test_killed_and_run_again_at_once(place_here: Place) -> None:
         run = start(place)
         run.until(lambda: place.done() > part * EVENTS // 5, f"{part} fifths are done")  # noqa: B023
         run.kill_everything()
+        told = status(place.task())  # at once, though its last sign of life is a moment old
+        assert {one["state"] for one in told["allocations"]} == {"killed"}, told["allocations"]
+        assert "dead; holds" in render(told, 200) and "nothing is running" in render(told, 200)
     done = start(place).wait(patience=60.0)
     assert done.code == 0, done.text
     assert place.sha256() == reference
@@ -167,6 +177,7 @@ def test_a_sleeper_wakes_after_its_lease(place_here: Place) -> None:
     assert len(late) <= EVENTS // 20, late
 
 
+@pytest.mark.slow
 def test_no_work_left_while_another_holds_it(place_here: Place) -> None:
     """An allocation is not burnt idle: it ends with 75 and says who is at work."""
     place = place_here
