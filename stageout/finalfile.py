@@ -12,6 +12,7 @@ well; `FinalFile` looks at it after each step.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from collections import deque
@@ -215,8 +216,9 @@ class FinalFile:
         for _, which, chunk in full:
             self._submit(self._streams[which], chunk, len(chunk))
 
-    def finish(self, attributes: Mapping[str, Any]) -> None:
-        """Write what is left, the attributes of the root group, and make the file durable."""
+    def finish(self, attributes: Mapping[str, Any]) -> tuple[int, str]:
+        """Write what is left, the attributes of the root group, and make the file durable; returns its size and
+        sha256."""
         for stream in self._streams:
             if stream.buffer is not None:
                 used = stream.total % stream.rows
@@ -227,9 +229,12 @@ class FinalFile:
         self._do(lambda: self._close(attributes))
         if self._pool is not None:
             self._pool.shutdown()
-        self._out.sync()
-        self._out.close()
-        self._out.check()
+        with ThreadPoolExecutor(1) as beside:  # the disk writes, meanwhile a core reads what is still in memory
+            digest = beside.submit(sha256_of, self._out.path)
+            self._out.sync()
+            self._out.close()
+            self._out.check()
+            return digest.result()
 
     def abandon(self) -> None:
         """Let go of everything after an error; never raises."""
@@ -272,11 +277,12 @@ class FinalFile:
     def _submit(self, stream: _Stream, chunk: NDArray[Any], rows: int) -> None:
         packed: Any = chunk
         if self._direct(stream):
-            level = self._level if self._compression == "gzip" else 0
-            if self._pool is not None:
-                packed = self._pool.submit(_pack, chunk, level)
+            if self._compression == "none":
+                packed = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+            elif self._pool is not None:
+                packed = self._pool.submit(_pack, chunk, self._level)
             else:
-                packed = _pack(chunk, level)
+                packed = _pack(chunk, self._level)
         self._waiting.append((stream, packed, rows))
         self._drain(self._ahead)
 
@@ -356,11 +362,19 @@ class FinalFile:
         self._file.close()
 
 
+def sha256_of(path: str) -> tuple[int, str]:
+    """(bytes, sha256 in hex) of a file."""
+    sha, size = hashlib.sha256(), 0
+    with open(path, "rb", buffering=0) as file:
+        while data := file.read(1 << 20):
+            sha.update(data)
+            size += len(data)
+    return size, sha.hexdigest()
+
+
 def _pack(chunk: NDArray[Any], level: int) -> bytes:
-    """A chunk as HDF5's filters shuffle and deflate would leave it; level 0: as it is."""
+    """A chunk as HDF5's filters shuffle and deflate would leave it."""
     flat = np.ascontiguousarray(chunk).reshape(-1)
-    if not level:
-        return flat.tobytes()
     width = flat.dtype.itemsize
     raw = flat.view(np.uint8).reshape(-1, width)
     return zlib.compress(np.ascontiguousarray(raw.T).data, level)

@@ -88,5 +88,18 @@ def fit(layouts: list[Layout], schema: str, image: Image) -> dict[str, Column]:
     return out
 
 
+def joined_images(layouts: list[Layout], schema: str, images: list[Image]) -> Image:
+    """`images` one after another as one, its fields as `layouts` have them. Raises FieldsChanged, FieldVaries."""
+    fitted = [fit(layouts, schema, image) for image in images]
+    if len(images) == 1:
+        return Image(images[0].positions, fitted[0])
+    fields = {}
+    for name, _, jagged, _ in layouts:
+        parts = [columns[name] for columns in fitted]
+        counts = np.concatenate([part.counts for part in parts if part.counts is not None]) if jagged else None
+        fields[name] = Column(np.concatenate([part.values for part in parts]), counts)
+    return Image(np.concatenate([image.positions for image in images]), fields)
+
+
 def _differ(schema: str, image: Image) -> NoReturn:
     raise differ(int(image.positions[0]), json.loads(schema), json.loads(schema_of(image.fields)))

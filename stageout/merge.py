@@ -8,33 +8,31 @@ files are complete and durable; `merge.json` comes last and is what says that a 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eventrange.durable import FILES, Files, explain, write_file
-from eventrange.errors import ImageDamaged, MergeIncomplete
+from eventrange.errors import FieldsChanged, ImageDamaged, MergeIncomplete
 from eventrange.fields import Image, schema_of
 from eventrange.image import read
-from eventrange.segment import verify
-from stageout.finalfile import FinalFile, Layout
-from stageout.layout import FieldVaries, fit, layouts_of, length
+from stageout.finalfile import FinalFile, Layout, sha256_of
+from stageout.layout import FieldVaries, joined_images, layouts_of, length
 from stageout.winners import PLACED, common, gaps, joined, winners
 
 __all__ = ["PLACED", "Merged", "gaps", "merge", "winners"]
 
 VERSION = 1
-#: reads the image of one row of PLACED; raises ImageDamaged where it cannot. Called from `readers` threads.
+#: reads and checks the image of one row of PLACED; raises ImageDamaged where it cannot. Called from `readers` threads.
 Fetch = Callable[[Any], bytes]
 
 _BATCH_ROWS, _BATCH_BYTES = 256, 8 * 2**20
@@ -148,7 +146,7 @@ def merge(
         while True:
             try:
                 layouts = _layouts(plan)
-                counts = _write(
+                written = _write(
                     plan, layouts, temporaries, step, events, extra, compression, level, threads, files, progress
                 )
                 break
@@ -160,10 +158,10 @@ def merge(
             missing = joined(np.concatenate((missing, pieces)))
             if not partial:
                 raise _incomplete(missing, events, bad, plan.damaged[min(plan.damaged)])
-        described = []
-        for temporary, entry, count in zip(temporaries, names, counts, strict=True):
-            size, sha256 = _digest(temporary)
-            described.append({"name": entry, "events": count, "size": size, "sha256": sha256})
+        described = [
+            {"name": entry, "events": count, "size": size, "sha256": sha256}
+            for entry, (count, size, sha256) in zip(names, written, strict=True)
+        ]
         _publish(temporaries, paths, folder, files)
     except OSError as error:
         raise explain(error, folder) from error
@@ -172,10 +170,11 @@ def merge(
             if os.path.exists(temporary):
                 os.unlink(temporary)
     request["missing"] = missing.tolist()
+    count = sum(entry[0] for entry in written)
     document = {
         "version": VERSION,
         "request": request,
-        "events": sum(counts),
+        "events": count,
         "missing": missing.tolist(),
         "quarantined": given_up.tolist(),
         "jagged": sorted(layout.name for layout in layouts if layout.jagged),
@@ -185,14 +184,25 @@ def merge(
     for entry in old.get("files", []):
         if entry["name"] not in names and os.path.exists(os.path.join(folder, entry["name"])):
             os.unlink(os.path.join(folder, entry["name"]))  # of a merge with another events_per_file
-    return Merged(names, sum(counts), missing, given_up, bad, frozenset(document["jagged"]), True)
+    return Merged(names, count, missing, given_up, bad, frozenset(document["jagged"]), True)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _images(plan: _Plan, rows: NDArray[np.int64]) -> Generator[tuple[int, Image | None], None, None]:
-    """(row, its image cut to what wins, or None if damaged), in order; read ahead by threads in small batches."""
+class _Batch(NamedTuple):
+    """Neighbouring images as one: those that could be read, in order, and which could not. Or what is wrong with their
+    fields."""
+
+    image: Image | None
+    damaged: dict[int, ImageDamaged]
+    error: Exception | None = None
+
+
+def _batches(
+    plan: _Plan, rows: NDArray[np.int64], join: Callable[[list[Image]], Image]
+) -> Generator[_Batch, None, None]:
+    """The images of `rows`, cut to what wins, in order; read ahead by threads in small batches."""
     sizes = np.cumsum(plan.placed["size"][rows].astype(np.int64))
     cuts, at = [0], 0
     while at < len(rows):
@@ -200,36 +210,38 @@ def _images(plan: _Plan, rows: NDArray[np.int64]) -> Generator[tuple[int, Image 
         at = max(at + 1, min(at + _BATCH_ROWS, int(np.searchsorted(sizes, base + _BATCH_BYTES))))
         cuts.append(at)
     batches = iter([rows[low:high] for low, high in pairwise(cuts)])
-    waiting: deque[Future[list[tuple[int, Image | ImageDamaged]]]] = deque()
+    waiting: deque[Future[_Batch]] = deque()
     with ThreadPoolExecutor(plan.readers) as pool:
         try:
             while True:
                 while len(waiting) <= plan.readers and (batch := next(batches, None)) is not None:
-                    waiting.append(pool.submit(_read_batch, plan, batch))
+                    waiting.append(pool.submit(_read_batch, plan, batch, join))
                 if not waiting:
                     return
-                for row, found in waiting.popleft().result():
-                    if isinstance(found, ImageDamaged):
-                        plan.damaged[row] = found
-                        yield row, None
-                    else:
-                        yield row, found
+                found = waiting.popleft().result()
+                plan.damaged.update(found.damaged)
+                yield found
         finally:
             for future in waiting:
                 future.cancel()
 
 
-def _read_batch(plan: _Plan, rows: NDArray[np.int64]) -> list[tuple[int, Image | ImageDamaged]]:
-    out: list[tuple[int, Image | ImageDamaged]] = []
+def _read_batch(plan: _Plan, rows: NDArray[np.int64], join: Callable[[list[Image]], Image]) -> _Batch:
+    images: list[Image] = []
+    damaged: dict[int, ImageDamaged] = {}
     for row in rows.tolist():
         if row in plan.damaged:
-            out.append((row, plan.damaged[row]))
             continue
         try:
-            out.append((row, _read_one(plan, plan.placed[row])))
+            images.append(_read_one(plan, plan.placed[row]))
         except ImageDamaged as error:
-            out.append((row, error))
-    return out
+            damaged[row] = error
+    if not images:
+        return _Batch(None, damaged)
+    try:
+        return _Batch(join(images), damaged)
+    except (FieldVaries, FieldsChanged) as error:
+        return _Batch(None, damaged, error)
 
 
 def _read_one(plan: _Plan, row: Any) -> Image:
@@ -238,9 +250,7 @@ def _read_one(plan: _Plan, row: Any) -> Image:
     where = f"segment {row['segment']} of droid {row['droid']}"
     if not row["size"]:
         raise ImageDamaged(path=where, offset=0, detail=f"no image was written for events {start} to {stop}")
-    data = plan.fetch(row)
-    verify(data, int(row["size"]), int(row["checksum"]), where, int(row["offset"]))
-    image = read(data)
+    image = read(plan.fetch(row))
     positions = image.positions
     # np.array_equal with a fresh arange: two events swapped would be two events wrong
     if len(positions) != stop - start or not (positions == np.arange(start, stop)).all():
@@ -251,20 +261,26 @@ def _read_one(plan: _Plan, row: Any) -> Image:
 def _sample(plan: _Plan) -> None:
     """Look at a few images over the whole axis: what varies between them need not be found out by starting again."""
     some = np.unique(np.linspace(0, len(plan.placed) - 1, _SAMPLES).astype(np.int64)) if len(plan.placed) else ()
-    seen: dict[str, Any] = {}
-    for _, image in _images(plan, np.asarray(some, np.int64)):
-        if image is None:
-            continue
-        for name, column in image.fields.items():
-            rows = length(column)
-            if rows is not None and seen.setdefault(name, rows) != rows:
-                plan.jagged |= {name}
+    seen: list[tuple[str, int]] = []
+
+    def look(images: list[Image]) -> Image:
+        for image in images:
+            for name, column in image.fields.items():
+                rows = length(column)
+                if rows is not None:
+                    seen.append((name, rows))
+        return images[0]
+
+    for _ in _batches(plan, np.asarray(some, np.int64), look):
+        pass
+    first = dict(reversed(seen))
+    plan.jagged |= {name for name, rows in seen if rows != first[name]}
 
 
 def _layouts(plan: _Plan) -> list[Layout]:
     """The layout the first readable image asks for."""
-    with closing(_images(plan, np.arange(len(plan.placed)))) as images:
-        for _, image in images:
+    with closing(_batches(plan, np.arange(len(plan.placed)), lambda images: images[0])) as batches:
+        for image, *_ in batches:
             if image is not None:
                 plan.schema = schema_of(image.fields)
                 return layouts_of(image, plan.jagged)
@@ -286,12 +302,27 @@ def _write(
     threads: int,
     files: Files,
     progress: Callable[[int, int], None] | None,
-) -> list[int]:
-    """Write one file per `step` positions; returns the number of events in each. After damage only look on."""
-    counts: list[int] = []
+) -> list[tuple[int, int, str]]:
+    """Write one file per `step` positions; returns events, bytes and sha256 of each. After damage only look on."""
+    written: list[tuple[int, int, str]] = []
     done = 0
     rest: Image | None = None
-    with closing(_images(plan, np.arange(len(plan.placed)))) as images:
+
+    def useful() -> bool:
+        return plan.partial or not plan.damaged
+
+    def images() -> Iterator[Image]:
+        for image, _, error in batches:
+            if error is not None and useful():
+                raise error
+            if image is not None:
+                yield image
+
+    def join(found: list[Image]) -> Image:
+        return joined_images(layouts, plan.schema, found)
+
+    with closing(_batches(plan, np.arange(len(plan.placed)), join)) as batches:
+        coming = images()
         for number, path in enumerate(paths):
             stop = min(events, (number + 1) * step)
             out = FinalFile(path, layouts, compression, level, threads, files)
@@ -299,26 +330,26 @@ def _write(
                 while True:
                     image, rest = rest, None
                     if image is None:
-                        image = next((found for _, found in images if found is not None), None)
+                        image = next(coming, None)
                     if image is None:
                         break
                     inside = min(len(image.positions), stop - int(image.positions[0]))
                     if inside < len(image.positions):
                         rest = image.select(slice(inside, None))
                         image = image.select(slice(0, inside))
-                    if inside and (plan.partial or not plan.damaged):
-                        out.add(image.positions, fit(layouts, plan.schema, image))
+                    if inside and useful():
+                        out.add(image.positions, image.fields)
                     done += inside
                     if progress is not None:
                         progress(done, events)
                     if rest is not None:
                         break
-                counts.append(out.events)
-                out.finish(attributes | {"events": out.events, "first": number * step, "stop": stop})
+                size, sha256 = out.finish(attributes | {"events": out.events, "first": number * step, "stop": stop})
+                written.append((out.events, size, sha256))
             except BaseException:
                 out.abandon()
                 raise
-    return counts
+    return written
 
 
 def _publish(temporaries: list[str], paths: list[str], folder: str, files: Files) -> None:
@@ -328,15 +359,6 @@ def _publish(temporaries: list[str], paths: list[str], folder: str, files: Files
         except OSError as error:
             raise explain(error, path) from error
     files.fsync_folder(folder)
-
-
-def _digest(path: str) -> tuple[int, str]:
-    sha, size = hashlib.sha256(), 0
-    with open(path, "rb", buffering=0) as file:
-        while data := file.read(1 << 20):
-            sha.update(data)
-            size += len(data)
-    return size, sha.hexdigest()
 
 
 def _load(path: str) -> dict[str, Any]:
@@ -352,7 +374,7 @@ def _current(folder: str, notes: Mapping[str, Any]) -> bool:
     for entry in notes["files"]:
         path = os.path.join(folder, entry["name"])
         try:
-            if os.path.getsize(path) != entry["size"] or _digest(path)[1] != entry["sha256"]:
+            if os.path.getsize(path) != entry["size"] or sha256_of(path)[1] != entry["sha256"]:
                 return False
         except OSError:
             return False
