@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import random
 
+import pytest
 from chaos import Chaos
 from runs import Place
 
 
+@pytest.mark.slow
 def test_chaos(place: Place) -> None:
     """Whatever is killed, stopped or told to end: every event once, the same bytes, nothing acknowledged done again."""
     seed = int(os.environ.get("YODA_TEST_SEED", random.SystemRandom().randrange(1 << 32)))

@@ -96,6 +96,7 @@ def test_a_droid_without_guardian_stops_and_the_other_finishes(place_here: Place
     assert done.seconds < 50, "the run does not wait for a Droid that said it can do nothing"
 
 
+@pytest.mark.slow
 def test_the_only_droid_without_guardian_ends_the_run_and_the_next_resumes(place_here: Place) -> None:
     """It is no fault of payload or configuration: run again."""
     place = place_here
@@ -208,6 +209,7 @@ def test_a_stopped_droid_is_noticed_and_others_do_its_work(place: Place) -> None
     assert any("no word" in reason for reason in left(place))
 
 
+@pytest.mark.slow
 def test_a_stopped_droid_that_wakes_up_works_on(place: Place) -> None:
     """What it did meanwhile is not counted twice, what it does afterwards counts."""
     place.site(silent="3s")
@@ -261,6 +263,7 @@ if int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0"))) 
 """
 
 
+@pytest.mark.slow
 def test_a_droid_stopped_when_all_is_done_does_not_hold_up_the_end(place: Place) -> None:
     """MPI_Finalize waits for all ranks: not for ever."""
     job(place, events=100)
@@ -340,6 +343,7 @@ def test_a_signal_to_the_launcher_drains(place_here: Place, number: int) -> None
         assert runs.done_twice(place_here.story()) == 0
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_drains_under_both(place: Place) -> None:
     """As above, with two Droids, for each MPI: launchers differ in what they pass on."""
     job(place)
@@ -423,6 +427,7 @@ def test_the_end_of_the_allocation_drains_by_itself(place: Place) -> None:
     assert count(place, Kind.FAILED) == 0
 
 
+@pytest.mark.slow
 def test_a_droid_is_killed_while_draining(place_here: Place) -> None:
     """The others still end in good order."""
     place_here.site(silent="3s", grace="20s")

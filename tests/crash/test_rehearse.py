@@ -27,7 +27,7 @@ def work(event, random):
 """
 
 
-@pytest.mark.parametrize("grace", ["0", "10s"])
+@pytest.mark.parametrize("grace", ["0", pytest.param("10s", marks=pytest.mark.slow)])
 def test_preempted_until_complete(tmp_path: Path, grace: str) -> None:
     (tmp_path / "job.yaml").write_text(JOB)
     (tmp_path / "work.py").write_text(WORK)

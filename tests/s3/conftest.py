@@ -53,7 +53,7 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
     yield from _server("swift", tmp_path_factory.mktemp("server"))
 
 
-@pytest.fixture(params=["swift", "rclone"])
+@pytest.fixture(params=["swift", pytest.param("rclone", marks=pytest.mark.slow)])
 def server(request: pytest.FixtureRequest) -> servers.Server:
     """Each of the real servers."""
     found: servers.Server = request.getfixturevalue(request.param)

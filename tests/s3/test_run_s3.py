@@ -159,6 +159,7 @@ def test_a_primary_that_is_dead_from_the_start_loses_nothing(
     assert view["segments"]["waiting"] == 0 and view["endpoints"][0]["failures"] > 0
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_in_the_middle_and_restarted(place: runs.Place, tmp_path: Path, reference: str) -> None:
     with servers.running("rclone", tmp_path / "own") as server:
         bucket = fresh("killed", server.url)
@@ -209,6 +210,7 @@ def test_both_endpoints_down_and_staged_later(place: runs.Place, tmp_path: Path,
         assert merging.wait().code == 0 and place.sha256() == reference
 
 
+@pytest.mark.slow
 def test_everything_killed_in_the_middle_of_an_upload(place: runs.Place, swift_bucket: Bucket, reference: str) -> None:
     """kill -9 while a part is on its way: no copy is promised that is not there, no upload in parts stays behind."""
     swift_bucket.proxy.faults = [Fault("hang", "PUT", "partNumber=2")]
@@ -280,6 +282,7 @@ def test_a_stage_out_process_killed_in_an_upload_is_replaced_in_the_same_run(
     assert true_copies(place, swift_bucket.name, swift_bucket.server.url) == len(keys)
 
 
+@pytest.mark.slow
 def test_a_damaged_object_costs_the_events_of_its_damaged_images(
     place: runs.Place, rclone: servers.Server, reference: str
 ) -> None:

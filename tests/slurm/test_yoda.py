@@ -22,7 +22,15 @@ PMI2, PMIX = "srun --mpi=pmi2 --ntasks={ranks}", "srun --mpi=pmix --ntasks={rank
 IDLE_MACHINE = 1.0  #: seconds per worker and preemption that a busy machine may add before a kill is felt
 
 
-@pytest.mark.parametrize(("name", "launcher"), [("openmpi", None), ("openmpi", PMIX), ("mpich", None), ("mpich", PMI2)])
+@pytest.mark.parametrize(
+    ("name", "launcher"),
+    [
+        ("openmpi", None),
+        pytest.param("openmpi", PMIX, marks=pytest.mark.slow),
+        pytest.param("mpich", None, marks=pytest.mark.slow),
+        ("mpich", PMI2),
+    ],
+)
 def test_submitted_job_completes(
     slurm_netns: Cluster, tmp_path: Path, reference: str, name: str, launcher: str | None
 ) -> None:
@@ -41,7 +49,12 @@ def test_submitted_job_completes(
 
 
 @pytest.mark.parametrize(
-    ("grace", "name", "launcher"), [(0, "openmpi", None), (5, "openmpi", None), (0, "mpich", PMI2)]
+    ("grace", "name", "launcher"),
+    [
+        (0, "openmpi", None),
+        pytest.param(5, "openmpi", None, marks=pytest.mark.slow),
+        pytest.param(0, "mpich", PMI2, marks=pytest.mark.slow),
+    ],
 )
 def test_preempted_job_resumes_by_itself(
     slurm_netns: Cluster, tmp_path: Path, reference: str, grace: int, name: str, launcher: str | None
@@ -198,6 +211,7 @@ def test_preempted_five_times_and_complete(under_way: dict[str, Future[None]]) -
     finish(under_way, "preempted_five_times")
 
 
+@pytest.mark.slow
 def test_time_limit_drains_and_goes_on(under_way: dict[str, Future[None]]) -> None:
     finish(under_way, "time_limit")
 
@@ -206,10 +220,12 @@ def test_node_crash_requeues_and_resumes(under_way: dict[str, Future[None]]) -> 
     finish(under_way, "node_crash")
 
 
+@pytest.mark.slow
 def test_end_that_is_moved_is_noticed(under_way: dict[str, Future[None]]) -> None:
     finish(under_way, "end_moved")
 
 
+@pytest.mark.slow
 def test_one_of_two_allocations_is_killed(under_way: dict[str, Future[None]]) -> None:
     finish(under_way, "one_of_two_killed")
 
@@ -227,6 +243,7 @@ def test_several_allocations_on_one_task(slurm: Cluster, tmp_path: Path, mpi_her
     assert runs.done_twice(task.place().story()) <= 0.1 * tasks.EVENTS
 
 
+@pytest.mark.slow
 def test_fit_starts_in_front_of_a_big_pending_job(
     slurm: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str
 ) -> None:
@@ -241,6 +258,7 @@ def test_fit_starts_in_front_of_a_big_pending_job(
     assert slurm.state(big) == "PENDING" and planned(slurm, big) == start
 
 
+@pytest.mark.slow
 def test_time_min_lets_slurm_shrink_the_job(slurm: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str) -> None:
     big, start = waiting_job(slurm)
     slurm_keys = {"nodes": 1, "time": "1h", "time_min": "1min", "signal_before_end": "20s"}
