@@ -154,8 +154,9 @@ def test_secrets_are_in_no_file_and_no_report(
         tries=1,
     )
     process.send(Submit(seg(tmp_path, "s", BIG)))
+    reports = until(process, lambda r: isinstance(r, Failed) and r.endpoint == "c")
     process.send(Drain(2))
-    reports = until(process, lambda r: isinstance(r, Ended))
+    reports += until(process, lambda r: isinstance(r, Ended))
     process.close()
     assert len({r.endpoint for r in of(reports, Failed)}) == 3
     texts = [repr(reports), Path(f"/proc/{os.getpid()}/cmdline").read_text()]
