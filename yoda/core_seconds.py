@@ -35,8 +35,10 @@ class CoreSeconds:
     micro: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NAMES, 0))
 
     def add(self, other: CoreSeconds) -> None:
+        micro = self.micro
         for name, value in other.micro.items():
-            self.micro[name] += value
+            if value:
+                micro[name] += value
 
     @property
     def total(self) -> float:
@@ -124,13 +126,15 @@ class Allocation:
     core_seconds: CoreSeconds = field(default_factory=CoreSeconds)
     apart: CoreSeconds = field(default_factory=CoreSeconds)  #: of rank 0, where it has a node for itself
 
-    def nodes(self) -> dict[str, CoreSeconds]:
-        """Core-seconds by host name."""
-        out: dict[str, CoreSeconds] = {}
+    def nodes(self, out: dict[str, CoreSeconds] | None = None) -> dict[str, CoreSeconds]:
+        """Core-seconds by host name, added to `out`."""
+        out = {} if out is None else out
         if self.apart.total:
             out.setdefault(str(self.about.get("host", "?")), CoreSeconds()).add(self.apart)
         for life in self.droids.values():
-            out.setdefault(life.host, CoreSeconds()).add(life.core_seconds)
+            if life.host not in out:
+                out[life.host] = CoreSeconds()
+            out[life.host].add(life.core_seconds)
         return out
 
 
@@ -145,6 +149,5 @@ class Account:
     def nodes(self) -> dict[str, CoreSeconds]:
         out: dict[str, CoreSeconds] = {}
         for allocation in self.allocations:
-            for host, seconds in allocation.nodes().items():
-                out.setdefault(host, CoreSeconds()).add(seconds)
+            allocation.nodes(out)
         return out

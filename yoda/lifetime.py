@@ -145,9 +145,9 @@ def _share(
     }
     micro = {name: max(0, _micro(seconds.get(name, 0.0))) for name in NAMES}
     micro["overhead"] = _micro(workers * (end - life.begin)) - sum(micro.values())
-    for name in EXCESS:
+    for name in EXCESS if micro["overhead"] < 0 else ():
         # Clocks of two nodes, or damaged records, can claim more work than there was time for.
-        taken = min(micro[name], max(0, -micro["overhead"]))
+        taken = min(micro[name], -micro["overhead"])
         micro[name] -= taken
         micro["overhead"] += taken
     life.core_seconds = CoreSeconds(micro)
