@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from stageout.site import StageoutRules
 
@@ -35,3 +39,20 @@ def alert(rules: StageoutRules, what: Mapping[str, Any]) -> None:
             urllib.request.urlopen(request, timeout=SECONDS / 3).close()
         except (OSError, ValueError) as error:
             log.error("alert_url: %s", type(error).__name__)
+
+
+def main() -> None:
+    """`python -m stageout.alert`, for those who may not start programs themselves: the first line of stdin is the
+    rules, every other one something to tell. Ends with stdin."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    rules: StageoutRules | None = None
+    for line in sys.stdin.buffer:
+        if rules is None:
+            rules = msgspec.json.decode(line, type=StageoutRules)
+        else:
+            alert(rules, json.loads(line))
+
+
+if __name__ == "__main__":
+    main()

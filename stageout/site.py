@@ -84,6 +84,20 @@ class BreakerRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("window, recovery, opens_window and probe_timeout must be longer than nothing")
 
 
+class NodeBreakerRules(BreakerRules, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """For nodes: a doubt is the verdict on many events, so one is enough."""
+
+    window: Duration = 24 * 3600.0
+    samples: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+
+class QueueBreakerRules(BreakerRules, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """For queues: what is counted are starts of jobs."""
+
+    window: Duration = 24 * 3600.0
+    samples: Annotated[int, msgspec.Meta(ge=1)] = 3
+
+
 class StageoutRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How segments are moved, for all endpoints together."""
 

@@ -31,6 +31,7 @@ from yoda.allot import Allotment
 from yoda.doubt import Doubt
 from yoda.droids import RECENT, Droid, Roster
 from yoda.instructions import Instruction, Note, Send, Write
+from yoda.nodes import Nodes
 
 SILENT = 60.0  #: seconds without a word after which a Droid is believed lost
 LISTEN = 1.0  #: seconds between looks at who is silent
@@ -60,12 +61,15 @@ class Dispatcher:
     """State machine of Yoda. `cuts` are the first positions of all files, or the edges of all named ranges; sorted,
     beginning with 0."""
 
-    def __init__(self, ledger: Ledger, cuts: Sequence[int], settings: Settings, total: int) -> None:
+    def __init__(
+        self, ledger: Ledger, cuts: Sequence[int], settings: Settings, total: int, nodes: Nodes | None = None
+    ) -> None:
         self.ledger, self.settings, self.total = ledger, settings, total
         self.allotment = Allotment(ledger, cuts, settings.size, total, settings.whole)
         self.roster = Roster()
         self.droids = self.roster.droids
         self.doubt = Doubt(ledger, self.roster)
+        self.nodes = nodes or Nodes()
         self.schema = ""
         self.times: dict[int, int] = {}
         self.draining = ""  #: why, once we are
@@ -88,7 +92,7 @@ class Dispatcher:
     @property
     def at_work(self) -> list[Droid]:
         """Droids that may still report something."""
-        return self.roster.in_state("active", "doubted")
+        return self.roster.in_state("active", "doubted", "spare")
 
     @property
     def drained(self) -> bool:
@@ -121,8 +125,12 @@ class Dispatcher:
         self.roster.awaited.discard(rank)
         if not self.roster.active:
             self.exit_code, self.failure = None, ""  # those before it could do nothing; perhaps it can
-        self.roster.move(droid, "active")
-        return self._drain_late(now, droid)
+        allowed, out = self.nodes.allow(now, host)
+        self.roster.move(droid, "active" if allowed else "spare")
+        if not allowed:
+            out.append(Note("spare", {"droid": rank, "host": host, "reason": self.nodes.why(host)}))
+        self.roster.stand_in()
+        return [*out, *self._drain_late(now, droid)]
 
     def report(self, now: float, rank: int, report: messages.Report, rows: NDArray[Any]) -> list[Instruction]:
         """A Droid reports. `rows` are its records, already stamped with its rank."""
@@ -145,7 +153,9 @@ class Dispatcher:
                 out.append(Note("schema", {"schema": report.schema}))
         if len(rows):
             out.append(Write(rows))
-            out += self._rows(droid, rows)
+            out += self._rows(now, droid, rows)
+            if self.nodes.on_trial(droid.host) and len(droid.recent) == RECENT and not droid.suspect:
+                out += self.nodes.proved(now, droid.host)
         for evidence in report.evidence:
             values = {name: getattr(evidence, name) for name in evidence.__struct_fields__}
             out.append(Note("evidence", {**values, "droid": rank, "host": droid.host}))
@@ -162,6 +172,7 @@ class Dispatcher:
         out: list[Instruction] = [Note("left", {"droid": rank, "host": droid.host, "reason": f"sick: {reason}"})]
         self.roster.move(droid, "sick")
         out += self._take_back(droid, Code.DROID_LOST)
+        self.roster.stand_in()
         if not self.roster.active:
             self.exit_code, self.failure = exit_code, reason
         return out + self._serve(now)
@@ -185,6 +196,7 @@ class Dispatcher:
             droid.had.add(start, stop)
         out: list[Instruction] = [Note("left", {"droid": rank, "host": droid.host, "reason": f"lost: {reason}"})]
         out += self._take_back(droid, Code.DROID_LOST, sum(seconds for _, seconds in droid.running))
+        self.roster.stand_in()
         if not self.roster.active and not self.draining:
             self.exit_code, self.failure = RUN_AGAIN, f"no Droid is left; the last one was lost: {reason}"
         return out + self._serve(now)
@@ -285,7 +297,7 @@ class Dispatcher:
 
     # -- what they report --------------------------------------------------------------------------------------------
 
-    def _rows(self, droid: Droid, rows: NDArray[Any]) -> list[Instruction]:
+    def _rows(self, now: float, droid: Droid, rows: NDArray[Any]) -> list[Instruction]:
         """Take a Droid's records into the ledger."""
         out: list[Instruction] = []
         done: list[Pair] = []
@@ -297,7 +309,7 @@ class Dispatcher:
             else:
                 others.append((kind, start, stop))
         for start, stop in _joined(done):
-            out += self._done(droid, start, stop)
+            out += self._done(now, droid, start, stop)
         droid.recent.extend([False] * min(len(done), RECENT))
         for kind, start, stop in others:
             if kind == Kind.RETURNED:
@@ -305,10 +317,10 @@ class Dispatcher:
                 self.ledger.give_back(droid.rank, start, stop)
         for kind, start, _ in others:
             if kind == Kind.FAILED:
-                out += self._failed(droid, start)
+                out += self._failed(now, droid, start)
         return out
 
-    def _done(self, droid: Droid, start: int, stop: int) -> list[Instruction]:
+    def _done(self, now: float, droid: Droid, start: int, stop: int) -> list[Instruction]:
         out: list[Instruction] = []
         ledger = self.ledger
         others = []
@@ -317,21 +329,21 @@ class Dispatcher:
         if ledger.attempts:
             for event in [e for e in ledger.attempts if start <= e < stop]:
                 for rank in ledger.attempts[event].droids - {droid.rank}:
-                    out += self._verdict(rank, True)
+                    out += self._verdict(now, rank, True)
         ledger.finish(droid.rank, start, stop)
         if others:
             revoke = messages.Revoke(messages.pack_ranges([(start, stop, 0)]))
             out += [Send(other, revoke) for other in others]
         return out
 
-    def _failed(self, droid: Droid, event: int) -> list[Instruction]:
+    def _failed(self, now: float, droid: Droid, event: int) -> list[Instruction]:
         out: list[Instruction] = []
         droid.recent.append(True)
         attempts = self.ledger.fail(droid.rank, event)
         retry = self.ledger.retries.get(event) or self.ledger.attempts.get(event)
         if retry is not None and len(retry.droids) > 1:
             for rank in list(retry.droids):
-                out += self._verdict(rank, False)
+                out += self._verdict(now, rank, False)
         if attempts >= self.settings.max_attempts and not self.doubt.only_word(droid, event):
             row = records.new(1, kind=Kind.QUARANTINED, start=event, stop=event + 1, attempt=attempts)
             self.ledger.quarantine(event)
@@ -339,7 +351,7 @@ class Dispatcher:
             out.append(Note("quarantined", {"event": event, "attempts": attempts}))
         return out
 
-    def _verdict(self, rank: int, innocent: bool) -> list[Instruction]:
+    def _verdict(self, now: float, rank: int, innocent: bool) -> list[Instruction]:
         """An event that failed on Droid `rank` was tried elsewhere, too; `innocent`: it went well there."""
         droid = self.doubt.verdict(rank, innocent)
         if droid is None:
@@ -350,6 +362,7 @@ class Dispatcher:
         return [
             Note("doubted", {"droid": rank, "host": droid.host, "reason": reason}),
             Send(rank, messages.Drain(self.settings.grace, reason)),
+            *self.nodes.doubted(now, droid.host, reason),
         ]
 
     # -- what they get -----------------------------------------------------------------------------------------------
@@ -357,6 +370,7 @@ class Dispatcher:
     def _serve(self, now: float) -> list[Instruction]:
         """Grant to every Droid that waits, as long as there is something."""
         roster, ledger = self.roster, self.ledger
+        self.roster.stand_in()
         if self.draining or self.exit_code is not None or not (roster.asking or roster.idle):
             return []
         out: list[Instruction] = []

@@ -26,7 +26,7 @@ class Droid:
     host: str
     workers: int
     cursor: int
-    state: str = "active"  #: active, doubted, sick, bye, lost
+    state: str = "active"  #: active, spare, doubted, sick, bye, lost
     before: str = "active"  #: state before it was lost
     want: int = 0  #: events it has asked for and not got
     told_empty: bool = False
@@ -89,6 +89,13 @@ class Roster:
         droid.state = state
         self.asking.pop(droid.rank, None)
         self.idle.pop(droid.rank, None)
+
+    def stand_in(self) -> None:
+        """Where nobody else is left, and nobody will come, Droids on nodes that are off work after all."""
+        if not self.active and not self.awaited:
+            for droid in self.in_state("spare"):
+                self.move(droid, "active")
+                self.wait(droid)
 
     def wait(self, droid: Droid) -> None:
         """`droid` wants something and has not got it."""

@@ -265,6 +265,8 @@ class MasterShell:
             )
         elif note.name == "doubted":
             self.info.say(f"Droid {v['droid']} on {v['host']} gets no more work: {v['reason']}")
+        elif note.name == "spare":
+            self.info.say(f"Droid {v['droid']} on {v['host']} gets no work while others are there: {v['reason']}")
         elif note.name == "drain":
             self.info.say(f"draining within {v['grace']:.0f} s: {v['reason']}")
         elif note.name == "quarantined":
@@ -277,8 +279,11 @@ class MasterShell:
             self.info.say(f"{len(v['parts'])} parts of the axis are given to allocations that have nothing to do")
         elif note.name == "breaker":
             more = "; it stays off until somebody says `yoda stageout --reset`" if v.get("alert") else ""
-            name = str(v["key"]).partition(":")[2]
-            self.info.say(f"storage {name} is {v['after']} for Droid {v['by']}: {v['reason']}{more}")
+            kind, _, name = str(v["key"]).partition(":")
+            if kind == "endpoint":
+                self.info.say(f"storage {name} is {v['after']} for Droid {v['by']}: {v['reason']}{more}")
+            else:
+                self.info.say(f"{kind} {name} is {v['after']}: {v['reason']}")
         elif note.name == "blocked":
             self.info.say(f"Droid {v['by']}: {v['waiting']} segments wait: no storage is well; processing goes on")
         elif note.name == "evidence":

@@ -20,7 +20,7 @@ EVERY = 5.0  #: seconds between two writings
 #: name -> (type, meaning). Every sample also has the labels `task` and `allocation`.
 NAMES = {
     "yoda_events": ("gauge", "events of the task; label state: total, done, quarantined, in_flight, open"),
-    "yoda_droids": ("gauge", "Droids of this allocation; label state: active, doubted, sick, bye, lost"),
+    "yoda_droids": ("gauge", "Droids of this allocation; label state: active, spare, doubted, sick, bye, lost"),
     "yoda_workers": ("gauge", "workers of the Droids at work"),
     "yoda_workers_busy": ("gauge", "those of them that have an event"),
     "yoda_commit_lag_seconds": ("gauge", "age of the oldest journal entry that is not yet durable"),
@@ -81,7 +81,7 @@ class Metrics:
             ("open", ledger.open),
         ):
             samples["yoda_events"].append((f'state="{state}"', count))
-        states = dict.fromkeys(("active", "doubted", "sick", "bye", "lost"), 0)
+        states = dict.fromkeys(("active", "spare", "doubted", "sick", "bye", "lost"), 0)
         for droid in dispatcher.droids.values():
             states[droid.state] = states.get(droid.state, 0) + 1
         samples["yoda_droids"] = [(f'state="{state}"', count) for state, count in states.items()]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from yoda.beside import Beside
     from yoda.keeper import Presence
     from yoda.master import MasterShell
+    from yoda.nodefile import NodeFile
 
 
 def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
@@ -31,6 +32,7 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
     from droid import signals
     from droid.transport import start_mpi
     from yoda.doctor import offered_types, singletons
+    from yoda.nodefile import NodeFile, alerts
 
     mpi: Any = None
     shell: MasterShell | None = None
@@ -38,11 +40,16 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
         setting = read(request)
         prepared = prepare(setting)
         offered = offered_types(environ)
-        with presence(prepared, environ) as here, _stageout_beside(prepared, here) as others:
+        with (
+            presence(prepared, environ) as here,
+            _stageout_beside(prepared, here) as others,
+            alerts(setting) as people,
+        ):
             mpi = start_mpi(setting.site.starting)
             signals.listen()  # MPI may have put handlers of its own in place
             singletons(environ, mpi.COMM_WORLD.Get_size(), mpi.Get_library_version(), offered)
-            code, shell = _yoda(prepared, here, mpi, environ, begun)
+            nodes = NodeFile(setting, people)
+            code, shell = _yoda(prepared, here, nodes, mpi, environ, begun)
             if code in (OK, BAD_DATA):
                 others.wait(setting.site.stageout_rules.wait)
             # The Droids wait, asleep: MPI_Finalize could hang, and cost the merge.
@@ -78,7 +85,7 @@ def _stageout_beside(prepared: Prepared, here: Presence) -> AbstractContextManag
 
 
 def _yoda(
-    prepared: Prepared, here: Presence, mpi: Any, environ: Mapping[str, str], begun: float
+    prepared: Prepared, here: Presence, nodes: NodeFile, mpi: Any, environ: Mapping[str, str], begun: float
 ) -> tuple[int, MasterShell]:
     """Run the master to its end; returns (exit code, the master, which can end the other ranks)."""
     from droid.transport import Transport, sharing
@@ -145,7 +152,7 @@ def _yoda(
         leases.learn(time.monotonic(), here.follower.known())
         _take_up(journal, known, say)
     ledger = ledger_of(axis.total, known)
-    dispatcher = Dispatcher(ledger, axis.cuts, settings, axis.total)
+    dispatcher = Dispatcher(ledger, axis.cuts, settings, axis.total, nodes.nodes)
     dispatcher.schema = known.schema
     # the file our batch script keeps is cheap to look at; asking Slurm itself would fork
     slurm_end = told_when_moved(EndTime(allocation, environ, time.time, interval=10.0), say)
@@ -172,6 +179,7 @@ def _yoda(
     run.gap = min(run.gap, site.lease_timeout / 2)
     run.on_wake.append(lambda now: keeper.woken(now, dispatcher))
     run.every_tick.append(lambda now: keeper.tick(now, dispatcher))
+    run.every_tick.append(nodes.tick)
     for step in keeper.first():
         journal.note(step.name, time=time.time(), **step.values)
     here.heart.set("working")
@@ -186,6 +194,7 @@ def _yoda(
         shell = MasterShell(transport, dispatcher, journal, run)
         code, reason = shell.run()
         metrics.write(dispatcher, 0.0)
+        nodes.tick(time.monotonic())
     finally:
         keeper.stop()
     here.heart.rest("merging" if code in (OK, BAD_DATA) else "ended")

@@ -14,7 +14,7 @@ from msgspec import Meta, field
 
 from eventrange.quantity import Duration, Size
 from slurm.site import SlurmSite
-from stageout.site import EndpointSite, StageoutRules
+from stageout.site import EndpointSite, NodeBreakerRules, QueueBreakerRules, StageoutRules
 
 MiB, GiB = 1 << 20, 1 << 30
 
@@ -138,6 +138,8 @@ class SiteKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[EndpointSite, ...], Meta(examples=[[{"name": "primary", "url": "s3://bucket/prefix"}]])
     ] = ()
     stageout_rules: StageoutRules = StageoutRules()
+    node_breaker: NodeBreakerRules = NodeBreakerRules()
+    queue_breaker: QueueBreakerRules = QueueBreakerRules()
     slurm: Annotated[SlurmSite | None, Meta(examples=[{"partition": "regular", "time": "4h"}])] = None
     grace: Annotated[Duration, Meta(examples=["30s"])] = 30.0  # between the warning and the kill
     silent: Annotated[_Span, Meta(examples=["60s"])] = 60.0  # without a word: a Droid is believed lost

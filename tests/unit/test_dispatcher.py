@@ -14,8 +14,10 @@ from eventrange.ledger import Ledger
 from eventrange.messages import Drain, Grant, Reclaim, Report, Revoke
 from eventrange.records import Code, Kind
 from eventrange.times import time_bin
+from stageout.site import NodeBreakerRules
 from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Settings, Write
 from yoda.droids import RECENT, spread
+from yoda.nodes import Nodes, off_now
 
 Pair = tuple[int, int]
 
@@ -599,3 +601,75 @@ def test_failed_rows_and_codes_survive_the_way_to_the_journal() -> None:
     rows["code"][0] = Code.TIMEOUT
     (write,) = [s for s in y.report(1, rows) if isinstance(s, Write) and s.rows["kind"][0] == Kind.FAILED]
     assert write.rows["code"].tolist() == [Code.TIMEOUT, 0]
+
+
+# -- nodes that earlier allocations have had trouble with --------------------------------------------------------------
+
+
+def off(host: str = "node1", now: float = 0.0) -> dict[str, Any]:
+    """What the last allocation has saved: payloads failed on `host`."""
+    nodes = Nodes()
+    nodes.doubted(now, host, "bad")
+    return nodes.state
+
+
+def with_nodes(nodes: Nodes, droids: int, awaited: tuple[int, ...] = ()) -> tuple[Yoda, list[Instruction]]:
+    y = Yoda()
+    y.d = Dispatcher(y.ledger, (0,), Settings(), 1000, nodes)
+    y.d.roster.awaited = {*range(1, droids + 1), *awaited}
+    return y, [step for rank in range(1, droids + 1) for step in y.hello(rank)]
+
+
+def test_a_doubt_is_remembered_by_the_next_allocation() -> None:
+    y = Yoda(droids=2)
+    bad_node(y)
+    assert y.d.nodes.changed and notes(y.d.nodes.doubted(0, "node9", "x"), "breaker")[0]["after"] == "open"
+    later, todo = with_nodes(Nodes(state=y.d.nodes.state), 2)
+    assert [note["host"] for note in notes(todo, "spare")] == ["node1"]
+    later.wants(1, 10)
+    assert grants(later.wants(2, 10), 2) and not later.ledger.granted.get(1)
+
+
+def test_a_droid_on_a_node_that_is_off_stands_in_when_nobody_else_is_left() -> None:
+    y, _ = with_nodes(Nodes(state=off()), 2)
+    assert not grants(y.wants(1, 10), 1) and grants(y.wants(2, 10), 2)
+    todo = y.d.lost(y.now, 2, "dead")
+    assert grants(todo, 1) and y.d.exit_code is None
+
+
+def test_the_only_droid_works_whatever_its_node_did() -> None:
+    y, _ = with_nodes(Nodes(state=off()), 1)
+    assert grants(y.wants(1, 10), 1)
+
+
+def test_a_spare_waits_for_those_that_may_come_and_not_for_those_that_do_not() -> None:
+    y, _ = with_nodes(Nodes(state=off()), 1, awaited=(2,))
+    assert not grants(y.wants(1, 10), 1)
+    y.d.roster.awaited.discard(2)
+    assert grants(y.d.tick(y.now), 1)
+
+
+def test_after_some_hours_a_node_is_tried_again_and_comes_back_or_not() -> None:
+    day = 86400.0
+    for good in (True, False):
+        y, todo = with_nodes(Nodes(state=off(), offset=day), 2)
+        assert [note["after"] for note in notes(todo, "breaker")] == ["half-open"] and not notes(todo, "spare")
+        if good:
+            y.wants(1, 10 * RECENT)
+            told = [step for n in range(RECENT) for step in y.done(1, n, n + 1)]
+            assert [note["after"] for note in notes(told, "breaker")] == ["closed"]
+        else:
+            told = bad_node(y)
+            assert [note["after"] for note in notes(told, "breaker")] == ["open"]
+        _, todo = with_nodes(Nodes(state=y.d.nodes.state, offset=day + 1), 2)
+        assert bool(notes(todo, "spare")) != good
+
+
+def test_a_node_that_fails_every_trial_is_off_for_good_and_people_are_told() -> None:
+    nodes = Nodes()
+    for hours in (0, 6, 12, 18):
+        assert nodes.allow(3600.0 * hours, "n")[0]
+        nodes.doubted(3600.0 * hours, "n", "bad")
+    assert [change.after for change in nodes.alerts] == ["exhausted"] and not nodes.allow(1e9, "n")[0]
+    assert off_now(nodes.state, NodeBreakerRules(), 1e9) == ["n"]
+    assert nodes.allow(0.0, "another") == (True, []) and "node:another" not in nodes.state["keys"]
