@@ -439,7 +439,9 @@ class SimYoda:
         self.paused_until = -1.0
         self.known = read_progress(world.taskdir, FINGERPRINT)
         ledger = ledger_of(plan.total, self.known)
-        settings = Settings(plan.size, plan.range_seconds, plan.max_attempts, plan.grace)
+        settings = Settings(
+            size=plan.size, range_seconds=plan.range_seconds, max_attempts=plan.max_attempts, grace=plan.grace
+        )
         self.done = IntervalSet(self.known.done)  # by our own book
         self.dispatcher = Dispatcher(ledger, plan.cuts, settings, plan.total)
         self.dispatcher.schema = self.known.schema
