@@ -365,7 +365,9 @@ class SimDroid:
             w.deliver()
         event, count = int(self.slots["event"][index]), int(self.slots["count"][index])
         self.slots["event"][index], self.slots["cut"][index] = -1, 0
-        self.do(self.core.worker_exited(index, how, event, count))
+        since = float(self.slots["since"][index])
+        seconds, before = (self.world.now - since, since - w.began) if event >= 0 else (0.0, 0.0)
+        self.do(self.core.worker_exited(index, how, event, count, seconds=seconds, before=before))
 
     # -- instructions ------------------------------------------------------------------------------------------------
 
