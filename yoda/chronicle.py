@@ -101,6 +101,7 @@ def chronicle(taskdir: TaskDir, fingerprint: str, account: Account, alive_since:
     for name, reader in readers.items():
         out.pace.merge(reader.pace)
         _event_times(out, reader.pace, times.get(name))
+    out.breaker.sort(key=lambda note: note["time"])  # allocations and commands may have worked side by side
     out.slowest.sort(reverse=True)
     out.journals = story.journals
     return out
@@ -331,7 +332,7 @@ def _note(out: Chronicle, allocation: str, note: dict[str, Any], quarantined: An
         if known is not None and len(known) < PER_EVENT:
             short = {key: value[-TEXT:] if isinstance(value, str) else value for key, value in note.items()}
             known.append({**short, "allocation": allocation})
-    elif what == "breaker":
+    elif what == "breaker" and isinstance(note.get("time"), (int, float)):
         out.breaker.append(note)
     elif what == "payload" and not out.versions:
         versions = note.get("versions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -43,6 +44,11 @@ def page(title: str, stamp: str, body: str) -> str:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f"<h1>{escape(name)}</h1><p class=stamp>{escape(what)}. {escape(stamp)}</p>{body}</body></html>\n"
     )
+
+
+def in_code(words: str) -> str:
+    """What stands between backticks is shown as commands are."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", words)
 
 
 def figure(picture: str) -> str:

@@ -51,8 +51,8 @@ def breakers(facts: Facts) -> list[tuple[str, list[tuple[str, float, float]]]]:
     begin, end = axis.pieces[0][0], axis.pieces[-1][1]
     out: dict[str, list[tuple[str, float, float]]] = {}
     for note in facts.chronicle.breaker:
-        after, at = str(note.get("after")), note.get("time")
-        if after not in svg.LOOKS or not isinstance(at, (int, float)):
+        after, at = str(note.get("after")), note["time"]
+        if after not in svg.LOOKS:
             continue
         spans = out.setdefault(str(note.get("key", "?")), [])
         since = spans[-1][1] if spans else begin
@@ -64,9 +64,10 @@ def breakers(facts: Facts) -> list[tuple[str, list[tuple[str, float, float]]]]:
 
 
 def history(facts: Facts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(events per second, estimated working seconds left) by column; smoothed over a fiftieth of the picture."""
+    """(events per second, estimated working seconds left) by column, not a number where no Droid lived; smoothed over a
+    fiftieth of the picture."""
     c = facts.chronicle
-    inside = c.axis.inside()
+    inside = c.axis.inside() & (c.nodes.sums()["alive"].sum(axis=0) > 0)
     width = max(1, c.axis.columns // 50)
     box = np.ones(width)
     seen = np.convolve(inside.astype(float), box, "same") * c.axis.scale

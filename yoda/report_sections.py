@@ -12,7 +12,7 @@ from eventrange.times import quantile
 from yoda import svg
 from yoda.core_seconds import WORDS
 from yoda.report_facts import Facts, merged_sizes
-from yoda.report_page import details, heading, table
+from yoda.report_page import details, heading, in_code, table
 from yoda.status import span
 from yoda.storage_view import WORDS as STATE_WORDS
 from yoda.storage_view import storage_view
@@ -43,10 +43,11 @@ def summary(facts: Facts) -> str:
             f"to {facts.chronicle.cores_total:,} cores of {facts.chronicle.droids_total:,} Droids."
         )
     sums = s["core_seconds"]
+    hours = sums["total"] / 3600
     tiles = [
         ("events done", f"{e['done']:,}", f"{share:.1f} % of {e['total']:,}"),
         ("quarantined", f"{e['quarantined']:,}", f"{sum(facts.chronicle.failed.values()):,} attempts failed"),
-        ("core time", span(sums["total"]), f"{_percent(sums, 'productive')} productive"),
+        ("core hours", f"{hours:,.{0 if hours >= 100 else 2}f}", f"{_percent(sums, 'productive')} productive"),
         ("lost in flight", _percent(sums, "lost_in_flight"), span(sums["lost_in_flight"])),
         ("per event", svg.seconds_words(s["seconds_per_event"]), "of one core, mean"),
     ]
@@ -54,7 +55,7 @@ def summary(facts: Facts) -> str:
         f"<div class=tile><span>{escape(name)}</span><b>{escape(value)}</b><small>{escape(more)}</small></div>"
         for name, value, more in tiles
     )
-    return f"<p class=lead>{first}</p><p>{escape(verdict(sums))}</p><div class=tiles>{boxes}</div>"
+    return f"<p class=lead>{first}</p><p>{in_code(escape(verdict(sums)))}</p><div class=tiles>{boxes}</div>"
 
 
 def timeline(facts: Facts, pictures: dict[str, str]) -> str:

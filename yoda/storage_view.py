@@ -20,7 +20,7 @@ def storage_view(catalogue: Catalogue) -> dict[str, Any] | None:
     endpoints = []
     for name in names:
         mine = [known.size for known in segments if name in known.copies]
-        change, failed = catalogue.breakers.get(name, {}), catalogue.failures.get(name, {})
+        change, failed = _latest(catalogue, name), catalogue.failures.get(name, {})
         state = str(change.get("after", "closed"))
         endpoints.append(
             {
@@ -53,6 +53,12 @@ def storage_view(catalogue: Catalogue) -> dict[str, Any] | None:
         else {k: blocked.get(k) for k in ("time", "until", "waiting")},
         "changes": catalogue.changes,
     }
+
+
+def _latest(catalogue: Catalogue, name: str) -> dict[str, Any]:
+    """The last change of an endpoint's breaker: journals written side by side come one after another."""
+    mine = [change for change in catalogue.changes if change.get("key") == f"endpoint:{name}"]
+    return max(mine, key=lambda change: change.get("time") or 0.0, default=catalogue.breakers.get(name, {}))
 
 
 def render(view: Mapping[str, Any]) -> list[str]:
