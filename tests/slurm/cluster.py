@@ -380,16 +380,24 @@ class Cluster:
 
     def kill_job(self, jobid: int) -> int:
         """SIGKILL to every process of a job in plain mode, its script included; returns how many there were."""
-        mark = f"\0SLURM_JOB_ID={jobid}\0".encode()
         killed = 0
         for _ in range(5):  # some may be starting just now
-            for pid in self._job_processes():
-                with contextlib.suppress(OSError):
-                    if mark in b"\0" + (Path("/proc") / str(pid) / "environ").read_bytes() + b"\0":
-                        os.kill(pid, signal.SIGKILL)
-                        killed += 1
+            for pid in self.processes_of(jobid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
             time.sleep(0.02)
         return killed
+
+    def processes_of(self, jobid: int) -> list[int]:
+        """Every process of a job in plain mode, its script included."""
+        mark = f"\0SLURM_JOB_ID={jobid}\0".encode()
+        found = []
+        for pid in self._job_processes():
+            with contextlib.suppress(OSError):
+                if mark in b"\0" + (Path("/proc") / str(pid) / "environ").read_bytes() + b"\0":
+                    found.append(pid)
+        return found
 
     def _job_processes(self) -> list[int]:
         found = []
