@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eventrange.errors import RangesDamaged
+from eventrange.intervals import Array, IntervalSet
 
 VERSION = 1
 LONGEST = 200  #: bytes of a name: it becomes part of a file name
@@ -32,8 +33,6 @@ HEAD = struct.Struct("<8sQ")
 ARRAYS = ("at", "origin", "place", "keys", "order")
 _MAGIC = b"YodaRng1"
 _DTYPES = {"at": "<i8", "origin": "<i8", "place": "<i8", "keys": "<u8", "order": "<i4"}
-
-Array = NDArray[np.int64]
 
 
 def _weights() -> NDArray[np.uint64]:
@@ -131,6 +130,21 @@ class NamedRanges:
         first = np.searchsorted(self.at, starts, "left")
         last = np.searchsorted(self.at, stops, "right") - 1
         return int(np.maximum(last - first, 0).sum())
+
+    def progress(self, done: IntervalSet, quarantined: IntervalSet) -> dict[str, int]:
+        """`total` ranges; those `done`; those `failed`, of which some events are quarantined and all others done.
+
+        Costs the number of holes.
+        """
+        over = IntervalSet(done)
+        for start, stop in quarantined:
+            over.add(start, stop)
+
+        def wholly(known: IntervalSet) -> int:
+            return self.inside(np.array(known.starts, np.int64), np.array(known.stops, np.int64))
+
+        finished = wholly(done)
+        return {"total": self.count, "done": finished, "failed": wholly(over) - finished}
 
     def check(self) -> None:
         """Read all of it, and raise RangesDamaged unless it is what was written."""

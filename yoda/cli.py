@@ -73,6 +73,11 @@ def parser() -> argparse.ArgumentParser:
     journal.add_argument("--csv", action="store_true")
     journal.set_defaults(command=_journal)
 
+    ranges = commands.add_parser("ranges", help="what became of each range that someone else named")
+    ranges.add_argument("task")
+    ranges.add_argument("--json", action="store_true", help="one JSON object per line")
+    ranges.set_defaults(command=_ranges)
+
     merge = commands.add_parser("merge", help="make the final files")
     merge.add_argument("task")
     merge.add_argument("-o", "--output", metavar="FILE", help="default TASK/merged/NAME.h5; a folder there is will do")
@@ -223,16 +228,29 @@ def _report(args: argparse.Namespace) -> int:
 
 def _journal(args: argparse.Namespace) -> int:
     from yoda.journal_view import csv_lines, json_lines, text_lines
+    from eventrange.axis import Axis
     from yoda.task import need_task
 
     taskdir = TaskDir(os.path.abspath(args.task))
     lines = json_lines if args.json else csv_lines if args.csv else text_lines
-    for line in lines(taskdir, need_task(taskdir).fingerprint):
+    frozen = need_task(taskdir)
+    for line in lines(taskdir, frozen.fingerprint, axis=Axis.from_dict(frozen.axis)):
         sys.stdout.write(line if line.endswith("\n") else line + "\n")
     return OK
 
 
 def _merge(args: argparse.Namespace) -> int:
+def _ranges(args: argparse.Namespace) -> int:
+    from yoda.ranges_view import RangesView, json_lines, text_lines
+    from yoda.task import need_task
+
+    taskdir = TaskDir(os.path.abspath(args.task))
+    view = RangesView(taskdir, need_task(taskdir))
+    for line in json_lines(view) if args.json else text_lines(view):
+        print(line)
+    return OK
+
+
     from eventrange.axis import Axis
     from yoda.finish import by_hand
     from yoda.merging import MergeChoices, where

@@ -17,7 +17,7 @@ from eventrange.history import Story
 from eventrange.quantity import span
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
-from yoda.names import range_name
+from yoda.names import foreign_name, range_name
 from yoda.status import status
 from yoda.verdict import verdict
 
@@ -58,6 +58,7 @@ def explain_range(taskdir: TaskDir, name: str) -> dict[str, Any]:
                 _record(told, axis, allocation, row, droids)
     winners = _winners(told.winners, start, stop)
     for one in winners:
+        one["member"] = axis.member(frozen.task, one["start"], one["stop"])
         _locate(one, taskdir, sealed, staged)
     quarantined = [e for e in told.entries if e["what"] == "quarantined"]
     open_grants = _open(told.entries)
@@ -69,6 +70,7 @@ def explain_range(taskdir: TaskDir, name: str) -> dict[str, Any]:
         "version": VERSION,
         "task": frozen.task,
         "range": range_name(axis, start, stop),
+        "named": foreign_name(axis, start, stop),
         "start": start,
         "stop": stop,
         "events": stop - start,
@@ -222,9 +224,11 @@ def render_range(found: dict[str, Any]) -> str:
     """The story for people."""
     size = f"{found['events']:,} events" if found["events"] > 1 else "one event"
     out = [f"{found['range']} of {found['task']}: {size}, positions {found['start']} to {found['stop'] - 1}"]
+    if found["named"]:
+        out.append(f"of the named range {found['named']}")
     out.append(f"state: {found['state']}")
     for one in found["images"][:20]:
-        out.append(f"image of {one['range']} ({one['size']:,} bytes):")
+        out.append(f"image of {one['range']} ({one['size']:,} bytes), member {one['member']}:")
         out += [f"  {where}" for where in one["where"]]
     if len(found["images"]) > 20:
         out.append(f"and {len(found['images']) - 20:,} more images")
@@ -281,7 +285,7 @@ def explain_task(taskdir: TaskDir, now: float | None = None) -> dict[str, Any]:
     return {
         "version": VERSION,
         "task": state["task"],
-        "verdict": verdict(state["core_seconds"]),
+        "verdict": verdict(state["core_seconds_detail"]),
         "why": _why(state),
         "next": _next(state),
         "status": state,

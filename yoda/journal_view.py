@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from eventrange.axis import Axis
 from eventrange.history import Story
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
+from yoda.names import foreign_name
 
 #: Name and meaning of every column of a record, in order.
 COLUMNS = {
@@ -38,6 +40,7 @@ COLUMNS = {
     "checksum": "crc32 of the image, 8 hexadecimal digits",
     "note": "name of the note",
     "values": "what the note carries, as JSON",
+    "range": "what someone else called the range it lies in, where they did",
 }
 _KINDS = {int(kind): kind.name.lower() for kind in Kind}
 _CODES = {int(code): code.name.lower() for code in Code}
@@ -58,8 +61,12 @@ _RECORD = (
 )
 
 
-def rows(taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Every record and note of a task in journal order; dicts with the keys of COLUMNS that apply."""
+def rows(
+    taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None, axis: Axis | None = None
+) -> Iterator[dict[str, Any]]:
+    """Every record and note of a task in journal order; dicts with the keys of COLUMNS that apply. `axis` knows the
+    names of ranges."""
+    named = axis is not None and axis.ranges is not None
     for allocation, entry in Story(taskdir, fingerprint, only).whole():
         if isinstance(entry, dict):
             values = {key: value for key, value in entry.items() if key != "note"}
@@ -86,21 +93,26 @@ def rows(taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None
                 "offset": offset,
                 "size": size,
                 "checksum": f"{checksum:08x}",
+                **({"range": foreign_name(axis, start, stop)} if named and axis is not None else {}),
             }
 
 
-def json_lines(taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None) -> Iterator[str]:
+def json_lines(
+    taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None, axis: Axis | None = None
+) -> Iterator[str]:
     """One JSON object per line; first one with `version` and the meaning of every key."""
     yield json.dumps({"version": 1, "columns": COLUMNS})
-    for row in rows(taskdir, fingerprint, only):
+    for row in rows(taskdir, fingerprint, only, axis):
         yield json.dumps({key: _plain(value) for key, value in row.items()}, default=str)
 
 
-def csv_lines(taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None) -> Iterator[str]:
+def csv_lines(
+    taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None, axis: Axis | None = None
+) -> Iterator[str]:
     """A header line, then one line per entry; columns that do not apply are empty."""
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="")
-    for row in chain([{name: name for name in COLUMNS}], rows(taskdir, fingerprint, only)):
+    for row in chain([{name: name for name in COLUMNS}], rows(taskdir, fingerprint, only, axis)):
         values = row.get("values")
         line = {**row, "values": json.dumps(values, default=str)} if isinstance(values, dict) else row
         writer.writerow([line.get(name, "") for name in COLUMNS])
@@ -109,9 +121,11 @@ def csv_lines(taskdir: TaskDir, fingerprint: str, only: Collection[str] | None =
         out.truncate()
 
 
-def text_lines(taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None) -> Iterator[str]:
+def text_lines(
+    taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None, axis: Axis | None = None
+) -> Iterator[str]:
     """One line per entry for people."""
-    for row in rows(taskdir, fingerprint, only):
+    for row in rows(taskdir, fingerprint, only, axis):
         if row["record"] == "note":
             yield f"{row['allocation']}  {row['note']}: " + " ".join(f"{k}={v}" for k, v in row["values"].items())
             continue
@@ -120,6 +134,8 @@ def text_lines(taskdir: TaskDir, fingerprint: str, only: Collection[str] | None 
             line += f" worker {row['worker']}  {row['wall']:.3f} s"
         if row["code"] != "none":
             line += f"  {row['code']}, attempt {row['attempt'] + 1}"
+        if row.get("range"):
+            line += f"  of {row['range']}"
         yield line
 
 

@@ -74,6 +74,7 @@ class Live:
         began = min((a.created for a in alive if a.created), default=0.0)
         found["live"] = {
             "events_per_second": self.pace.rate(now, began) if alive else 0.0,
+            ranges=self.axis.ranges,
             "commit_lag": max((float((a.pulse or {}).get("lag", 0.0)) for a in alive), default=0.0),
             "slowest": self._slowest(alive, now),
             "silent": self._silent(alive, now),

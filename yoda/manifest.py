@@ -26,7 +26,8 @@ VERSION = 1
 
 def manifest(taskdir: TaskDir, frozen: Frozen, site: Any = None) -> dict[str, Any]:
     """`objects`, in journal order of their allocations: `name`, `size`, `adler32`, `sha256`, `events`, `ranges` (as
-    people write them, and `positions` [start, stop) on the axis), `copies` {endpoint: URL}, `local`."""
+    people write them; where someone else named them ID, or ID.FIRST-LAST for a part), `positions` ([start, stop) on the
+    axis), `copies` {endpoint: URL}, `local`."""
     fingerprint = frozen.fingerprint
     axis = Axis.from_dict(frozen.axis)
     rows, allocation, names = done_records(taskdir, fingerprint)
@@ -41,9 +42,13 @@ def manifest(taskdir: TaskDir, frozen: Frozen, site: Any = None) -> dict[str, An
     keys = placed[["allocation", "droid", "segment"]]
     edges = np.flatnonzero(keys[1:] != keys[:-1]) + 1 if len(keys) else np.zeros(0, np.int64)
     inside = {}
+    names_of: dict[SegmentId, list[str]] = {}
     for part in np.split(placed, edges) if len(placed) else ():
         id = SegmentId(names[int(part["allocation"][0])], int(part["droid"][0]), int(part["segment"][0]))
         inside[id] = unite(part["keep_start"][part["size"] > 0], part["keep_stop"][part["size"] > 0])
+        if axis.ranges is not None:
+            images = part[part["size"] > 0][["start", "stop"]].tolist()
+            names_of[id] = [axis.member("", start, stop)[1:] for start, stop in dict.fromkeys(images)]
     objects = []
     none = np.zeros(0, np.int64)
     for id, known in sorted(catalogue.segments.items()):
@@ -64,7 +69,9 @@ def manifest(taskdir: TaskDir, frozen: Frozen, site: Any = None) -> dict[str, An
                 "sha256": known.sha256,
                 "events": int((stops - starts).sum()),
                 "positions": positions,
-                "ranges": [name for start, stop in positions for name in axis.names(start, stop)],
+                "ranges": [name for start, stop in positions for name in axis.names(start, stop)]
+                if axis.ranges is None
+                else names_of.get(id, []),
                 "copies": copies,
                 "local": path if known.local else None,
             }

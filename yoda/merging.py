@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eventrange.axis import Axis
 from eventrange.errors import ConfigError, MergeIncomplete, StorageOffline
 from eventrange.history import Story, done_records, read_progress
 from eventrange.taskdir import TaskDir
@@ -157,7 +158,7 @@ def _merge_once(
                 count = int((away["keep_stop"] - away["keep_start"]).sum())
                 detail = "; ".join(f"{name}: {why}" for name, why in sorted(images.offline.items()))
                 raise StorageOffline(events=total, missing=count, detail=detail) from error
-            moved = salvage(images, frozen.task, fingerprint, damaged)
+            moved = salvage(images, frozen.task, fingerprint, damaged, Axis.from_dict(frozen.axis))
             if moved.images:
                 say(f"{moved.images} images beside the damaged ones are moved to segments/{moved.allocation}")
             raise

@@ -46,7 +46,9 @@ def gather(taskdir: TaskDir, now: float | None = None) -> Facts:
     axis, fingerprint = Axis.from_dict(frozen.axis), frozen.fingerprint
     account = account_entries(lambda: Story(taskdir, fingerprint).whole(), now - ALIVE)
     story = chronicle(taskdir, fingerprint, account, now - ALIVE)
-    state = compose(taskdir, frozen.task, fingerprint, axis.total, account, story.journals, story.pace, now)
+    state = compose(
+        taskdir, frozen.task, fingerprint, axis.total, account, story.journals, story.pace, now, ranges=axis.ranges
+    )
     return Facts(taskdir, frozen, axis, state, account, story)
 
 

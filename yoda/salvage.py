@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eventrange import records
+from eventrange.axis import Axis
 from eventrange.durable import explain
 from eventrange.errors import ImageDamaged
 from eventrange.records import Kind
@@ -35,8 +36,9 @@ class Salvaged:
     pending: int
 
 
-def salvage(images: Images, task: str, fingerprint: str, bad: NDArray[Any]) -> Salvaged:
-    """`bad` are rows of PLACED that could not be read anywhere; the other rows of their segments are moved.
+def salvage(images: Images, task: str, fingerprint: str, bad: NDArray[Any], axis: Axis | None = None) -> Salvaged:
+    """`bad` are rows of PLACED that could not be read anywhere; the others of their segments are moved. `axis` knows
+    what images are called where someone else named the ranges.
 
     Raises CannotWrite; then nothing has changed.
     """
@@ -69,9 +71,9 @@ def salvage(images: Images, task: str, fingerprint: str, bad: NDArray[Any]) -> S
             out = writer(taskdir.segment(name, 0, number, "tar"))
         new = records.new(1, kind=Kind.DONE, droid=0, segment=number, time=now, size=row["size"])
         new["start"], new["stop"], new["checksum"] = row["start"], row["stop"], row["checksum"]
-        new["offset"] = out.append(
-            member_name(task, int(row["start"]) + 1, int(row["stop"])), data, int(row["checksum"])
-        )
+        start, stop = int(row["start"]), int(row["stop"])
+        called = member_name(task, start + 1, stop) if axis is None else axis.member(task, start, stop)
+        new["offset"] = out.append(called, data, int(row["checksum"]))
         moved.append((row, new))
     if out is not None:
         notes.append(_seal(out, number))

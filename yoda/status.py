@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eventrange.axis import Axis
 from eventrange.history import JournalState, Story
@@ -21,6 +21,9 @@ from yoda.lease_view import words as lease_words
 from yoda.pace import Pace
 from yoda.storage_view import render as storage_lines
 from yoda.storage_view import storage_view
+
+if TYPE_CHECKING:
+    from eventrange.named import NamedRanges
 
 VERSION = 1
 #: An allocation that has not ended is taken to be alive for this many seconds after its last entry: three pulses.
@@ -38,7 +41,8 @@ def status(taskdir: TaskDir, now: float | None = None) -> dict[str, Any]:
     frozen = need_task(taskdir)
     leases = lease_view(taskdir, now)
     dead = {one["allocation"] for one in leases if one["state"] == "dead"}
-    found = task_status(taskdir, frozen.task, frozen.fingerprint, Axis.from_dict(frozen.axis).total, now, dead)
+    axis = Axis.from_dict(frozen.axis)
+    found = task_status(taskdir, frozen.task, frozen.fingerprint, axis.total, now, dead, axis.ranges)
     found["leases"] = leases
     if os.path.isdir(taskdir.slurm):
         from yoda.slurm_view import slurm_view
@@ -54,9 +58,10 @@ def task_status(
     total: int,
     now: float | None = None,
     dead: Collection[str] = (),
+    ranges: NamedRanges | None = None,
 ) -> dict[str, Any]:
     """The same, from the journals alone, for a task whose `name`, `fingerprint` and number of events are known; `dead`
-    are allocations that are known to be. Keys: see docs of `yoda status`.
+    are allocations that are known to be; `ranges` are those that someone else named. Keys: see docs of `yoda status`.
 
     `core_seconds` has six parts that sum to its `total`; `core_seconds_detail` has all of them, which do so too.
     """
@@ -76,7 +81,7 @@ def task_status(
             yield allocation, entry
 
     account = account_entries(story, now - ALIVE)
-    found = compose(taskdir, name, fingerprint, total, account, stories[-1].journals, pace, now, dead)
+    found = compose(taskdir, name, fingerprint, total, account, stories[-1].journals, pace, now, dead, ranges)
     storage = storage_view(catalogue)
     return found if storage is None else {**found, "storage": storage}
 
@@ -91,6 +96,7 @@ def compose(
     pace: Pace,
     now: float,
     dead: Collection[str] = (),
+    ranges: NamedRanges | None = None,
 ) -> dict[str, Any]:
     """The status of a task from what has been read of its journals."""
     done, quarantined, attempts = account.fold.result()
@@ -104,6 +110,7 @@ def compose(
     workers, busy = at_work(alive)
     eta = pace.eta(now, open_events, busy)
     nodes = account.nodes()
+    named = {} if ranges is None else {"named_ranges": ranges.progress(done, quarantined)}
     return {
         "version": VERSION,
         "task": name,
@@ -120,6 +127,7 @@ def compose(
             "failed_before": len(attempts),
         },
         "ranges_done": sum(life.ranges for a in account.allocations for life in a.droids.values()),
+        **named,
         "events_per_second": round(rate, 3),
         "eta_seconds": 0.0 if open_events == 0 else round(open_events / rate, 1) if rate > 0 else None,
         "eta": None if eta is None else {name: round(value, 1) for name, value in vars(eta).items()},
@@ -259,6 +267,9 @@ def render(state: dict[str, Any], width: int = 80) -> str:
         f"events   {events['done']:,} of {events['total']:,} done, {events['in_flight']:,} in flight, "
         f"{events['pending']:,} pending"
     )
+    if named := state.get("named_ranges"):
+        failed = f", {named['failed']:,} with quarantined events" if named["failed"] else ""
+        lines.append(f"ranges   {named['done']:,} of {named['total']:,} named ones done{failed}")
     if events["quarantined"]:
         first = ", ".join(str(event) for event in state["quarantined"][:5])
         more = ", ..." if events["quarantined"] > 5 else ""

@@ -63,7 +63,7 @@ def test_refused(tmp_path: Path, entries: list[dict[str, Any]], where: str, says
 def test_numbers_may_count_through_all_inputs(tmp_path: Path) -> None:
     axis = lay(tmp_path, [entry("x", 11, 12, "b.lhe"), entry("y", 15, 15, "b.lhe")], numbering="inputs")
     assert axis.pieces(0, 3) == [(1, 0, 2), (1, 4, 5)]
-    with pytest.raises(ConfigError, match="events 1 to 2 are not in b.lhe(.|\n)*numbered 11 to 15"):
+    with pytest.raises(ConfigError, match=r"events 1 to 2 are not in b.lhe(.|\n)*numbered 11 to 15"):
         lay(tmp_path, [entry("x", 1, 2, "b.lhe")], numbering="inputs")
     with pytest.raises(ConfigError, match="if they are counted through all input files, write `numbering: inputs`"):
         lay(tmp_path, [entry("x", 11, 12, "b.lhe")])
