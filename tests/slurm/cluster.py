@@ -8,7 +8,8 @@ side by side.
 
 No leftovers: every daemon is a child in the foreground that dies with this process (PR_SET_PDEATHSIG), and a namespace
 dies with its first process. In plain mode job processes are found by the SLURM_CONF in their environment, which is this
-cluster's alone.
+cluster's alone. A janitor, a process that waits for this one to end, in whatever way, kills those and removes the
+folder where a killed test did not.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -287,9 +289,7 @@ class Cluster:
                 self.run(["scancel", f"--user={user()}"], timeout=5)
         for name in [*self.nodes, "slurmctld", "munged", "head"]:
             self._end(name)
-        for pid in self._job_processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        end_jobs(self.conf)
 
     def start_node(self, name: str, wait: bool = True) -> None:
         """Start a node's slurmd, also again after `kill_node`."""
@@ -393,20 +393,10 @@ class Cluster:
         """Every process of a job in plain mode, its script included."""
         mark = f"\0SLURM_JOB_ID={jobid}\0".encode()
         found = []
-        for pid in self._job_processes():
+        for pid in job_processes(self.conf):
             with contextlib.suppress(OSError):
                 if mark in b"\0" + (Path("/proc") / str(pid) / "environ").read_bytes() + b"\0":
                     found.append(pid)
-        return found
-
-    def _job_processes(self) -> list[int]:
-        found = []
-        mark = f"SLURM_CONF={self.conf}\0".encode()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                with contextlib.suppress(OSError):
-                    if mark in (entry / "environ").read_bytes() + b"\0":
-                        found.append(int(entry.name))
         return found
 
     def _write_conf(self) -> None:
@@ -488,6 +478,47 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def job_processes(conf: Path) -> list[int]:
+    """Every process with this cluster's configuration in its environment: in plain mode daemons, clients and jobs."""
+    found = []
+    mark = f"SLURM_CONF={conf}\0".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes() + b"\0":
+                    found.append(int(entry.name))
+    return found
+
+
+def end_jobs(conf: Path) -> int:
+    """Kill what is left of the cluster's jobs; returns how many processes that were."""
+    left = job_processes(conf)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(left)
+
+
+_JANITOR = """\
+import shutil, sys, time
+from pathlib import Path
+sys.path[:0] = {path!r}
+from cluster import end_jobs
+sys.stdin.read()  # until nobody holds the other end
+folder = Path({folder!r})
+while end_jobs(folder / "slurm.conf") or folder.exists():
+    shutil.rmtree(folder, ignore_errors=True)
+    time.sleep(0.02)
+"""
+
+
+def janitor(folder: Path) -> subprocess.Popen[bytes]:
+    """Removes the cluster in `folder` as soon as this process has ended, or closed the janitor's standard input."""
+    path = [str(Path(__file__).parent), *sys.path]
+    code = _JANITOR.format(path=path, folder=str(folder))
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, start_new_session=True)
+
+
 def user() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
 
@@ -498,9 +529,10 @@ def running(options: Options) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-test-"))
     folder.chmod(0o755)
     cluster = Cluster(folder, options)
+    after = janitor(folder)
     try:
         cluster.start()
         yield cluster
     finally:
         cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        after.communicate()
