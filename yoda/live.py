@@ -13,11 +13,13 @@ from typing import Any
 from eventrange.axis import Axis
 from eventrange.history import Story
 from eventrange.taskdir import TaskDir
+from stageout.catalogue import Catalogue
 from yoda.accounting import Accountant
 from yoda.core_seconds import Account, Allocation
 from yoda.names import event_name
 from yoda.pace import Pace
 from yoda.status import ALIVE, compose
+from yoda.storage_view import storage_view
 
 SHOWN = 8  #: events and Droids named
 
@@ -31,6 +33,7 @@ class Live:
         self._accountant = Accountant()
         self._voids = 0
         self.pace = Pace()
+        self.catalogue = Catalogue()
         self.notes: dict[str, dict[str, Any]] = {}  #: the latest breaker note of each key
         self.quarantined: list[dict[str, Any]] = []  #: the last evidence of failures
 
@@ -40,7 +43,9 @@ class Live:
             self._accountant.add(allocation, entry)
             if not isinstance(entry, dict):
                 self.pace.add(entry)
-            elif entry.get("note") == "breaker":
+                continue
+            self.catalogue.add(allocation, entry)
+            if entry.get("note") == "breaker":
                 self.notes[str(entry.get("key"))] = entry
             elif entry.get("note") == "evidence":
                 self.quarantined = [*self.quarantined[1 - SHOWN :], entry]
@@ -69,15 +74,16 @@ class Live:
             self._story.journals,
             self.pace,
             now,
+            ranges=self.axis.ranges,
         )
         alive = [a for a in account.allocations if a.end is None and a.last > now - ALIVE]
         began = min((a.created for a in alive if a.created), default=0.0)
         found["live"] = {
             "events_per_second": self.pace.rate(now, began) if alive else 0.0,
-            ranges=self.axis.ranges,
             "commit_lag": max((float((a.pulse or {}).get("lag", 0.0)) for a in alive), default=0.0),
             "slowest": self._slowest(alive, now),
             "silent": self._silent(alive, now),
+            "storage": storage_view(self.catalogue),
             "breaker": {key: str(note.get("after", "?")) for key, note in sorted(self.notes.items())},
             "evidence": [self._evidence(note) for note in reversed(self.quarantined)],
         }

@@ -43,7 +43,7 @@ def summary(facts: Facts) -> str:
             f"to {facts.chronicle.cores_total:,} cores of {facts.chronicle.droids_total:,} Droids."
         )
     sums = s["core_seconds"]
-    hours = sums["total"] / 3600
+    hours, detail = sums["total"] / 3600, s["core_seconds_detail"]
     tiles = [
         ("events done", f"{e['done']:,}", f"{share:.1f} % of {e['total']:,}"),
         ("quarantined", f"{e['quarantined']:,}", f"{sum(facts.chronicle.failed.values()):,} attempts failed"),
@@ -55,7 +55,7 @@ def summary(facts: Facts) -> str:
         f"<div class=tile><span>{escape(name)}</span><b>{escape(value)}</b><small>{escape(more)}</small></div>"
         for name, value, more in tiles
     )
-    return f"<p class=lead>{first}</p><p>{in_code(escape(verdict(sums)))}</p><div class=tiles>{boxes}</div>"
+    return f"<p class=lead>{first}</p><p>{in_code(escape(verdict(detail)))}</p><div class=tiles>{boxes}</div>"
 
 
 def timeline(facts: Facts, pictures: dict[str, str]) -> str:

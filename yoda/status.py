@@ -261,8 +261,7 @@ def render(state: dict[str, Any], width: int = 80) -> str:
     events, seconds = state["events"], state["core_seconds"]
     share = events["done"] / events["total"] if events["total"] else 1.0
     lines = [f"{state['task']}: {'complete' if state['complete'] else f'{100 * share:.1f} % done'}"]
-    filled = int(share * (width - 2))
-    lines.append("[" + "#" * filled + "." * (width - 2 - filled) + "]")
+    lines.append(progress_bar(events, width))
     lines.append(
         f"events   {events['done']:,} of {events['total']:,} done, {events['in_flight']:,} in flight, "
         f"{events['pending']:,} pending"
@@ -303,6 +302,16 @@ def render(state: dict[str, Any], width: int = 80) -> str:
     if not state["complete"] and not alive and not _queued(state):
         lines.append("nothing is running; the same `yoda run` goes on with it")
     return "\n".join(part for line in lines for part in _wrap(line, width))
+
+
+def progress_bar(events: dict[str, int], width: int) -> str:
+    """`#` for what is done, `x` for what is quarantined; whatever there is of either has one character at least."""
+    room, total = width - 2, max(1, events["total"])
+    bad = min(room, max(round(room * events["quarantined"] / total), events["quarantined"] > 0))
+    done = min(room - bad, max(room * events["done"] // total, events["done"] > 0))
+    if events["done"] + events["quarantined"] >= events["total"]:
+        done = room - bad
+    return f"[{'#' * done}{'x' * bad}{'.' * (room - done - bad)}]"
 
 
 def _queued(state: dict[str, Any]) -> bool:

@@ -6,12 +6,19 @@ import textwrap
 from typing import Any
 
 from eventrange.quantity import span
+from yoda.core_seconds import WORDS
 
 #: part -> (word, what makes it smaller)
 ADVICE = {
     "lost_in_flight": ("lost with killed work", "a warning before the kill (slurm.signal_before_end, grace) saves it"),
     "retried": ("failed or done twice", "see the failures"),
-    "idle": ("idle", "workers had nothing to do: `yoda status --cores` says why"),
+    "hung": ("events that ran into their time limit", "see the failures"),
+    "quarantined": ("events that were given up", "see the failures"),
+    "idle_waiting": ("waiting for Yoda", "ranges were too short for their number, or rank 0 shares its core"),
+    "idle_input": ("waiting for input", "the file system or the server of the input is slow"),
+    "idle_tail": ("idle at the tail", "the last events took long, or there were more cores than events"),
+    "idle_draining": ("idle in a drain", "single events took long, and others had to wait for their end"),
+    "idle_merging": ("idle while one core merged", "output: {merge: false}, then `yoda merge` somewhere else"),
     "startup": ("start-up", "allocations were short for the time the payload takes to start"),
     "overhead": ("overhead", "events are very short: more of them per range cost less"),
 }
@@ -20,12 +27,12 @@ HEADS = ("where", "core time", "productive", "lost", "retried", "idle", "start-u
 
 
 def verdict(seconds: dict[str, float]) -> str:
-    """One line on the six parts of `core_seconds` and their total."""
+    """One line on `core_seconds_detail`."""
     total = seconds["total"]
     if total <= 0:
         return "No core time was used yet."
-    share = {name: 100 * seconds[name] / total for name in COLUMNS}
-    good = share["productive"]
+    share = {name: 100 * seconds[name] / total for name in ADVICE}
+    good = 100 * seconds["productive"] / total
     word = "Excellent" if good >= 95 else "Good" if good >= 80 else "Fair" if good >= 50 else "Poor"
     line = f"{word}: {good:.1f} % of {span(total)} of core time was productive"
     worst = max(ADVICE, key=lambda name: share[name])
@@ -50,8 +57,15 @@ def cells(name: str, seconds: dict[str, float]) -> tuple[str, ...]:
 
 
 def table(state: dict[str, Any], width: int = 80, most: int = 40) -> str:
-    """Accounting by allocation and by node for a terminal, at most `width` columns."""
-    out = textwrap.wrap(verdict(state["core_seconds"]), width)
+    """Accounting by outcome, by allocation and by node for a terminal, at most `width` columns."""
+    out = textwrap.wrap(verdict(state["core_seconds_detail"]), width)
+    fine = state["core_seconds_detail"]
+    if fine["total"]:
+        wide = max(len(word) for word in WORDS.values())
+        out += ["", f"{'outcome':<{wide}}  {'core time':>11}  {'%':>6}"]
+        for name, word in {**WORDS, "total": "all"}.items():
+            if fine[name]:
+                out.append(f"{word:<{wide}}  {span(fine[name]):>11}  {100 * fine[name] / fine['total']:6.2f}")
     for by in ("allocation", "node"):
         found = rows(state, by)
         if not found:
@@ -67,5 +81,7 @@ def table(state: dict[str, Any], width: int = 80, most: int = 40) -> str:
             out.append("  ".join([f"{first:<{sizes[0]}}", *rest]))
         if len(found) > most:
             out.append(f"and {len(found) - most} more; --json has them all")
-    out.append("\nprod. to overh. are per cent of the core time of the line; they sum to 100.")
+    if fine["total"]:
+        note = "Per cent of the core time of the line. Attempts that hung or were given up count as retried here, the"
+        out += ["", *textwrap.wrap(note + " merge as overhead; --json has all parts of every line.", width)]
     return "\n".join(out)

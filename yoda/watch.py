@@ -13,6 +13,8 @@ from eventrange.axis import Axis
 from eventrange.quantity import span
 from eventrange.taskdir import TaskDir
 from yoda.live import Live
+from yoda.status import progress_bar
+from yoda.storage_view import WORDS as STATES
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -50,7 +52,7 @@ def watch(taskdir: TaskDir, every: float = SECONDS) -> None:
     state = live.state()
     with Screen(page(state, console.width), console=console, auto_refresh=False) as screen:
         try:
-            while not state["complete"]:
+            while not state["complete"] or _merging(state):
                 time.sleep(every)
                 state = live.state()
                 screen.update(page(state, console.width, console.height), refresh=True)
@@ -68,9 +70,8 @@ def page(state: dict[str, Any], width: int, height: int = 1000) -> RenderableTyp
     head = Text(f"{state['task']}  ", "bold", no_wrap=True, overflow="ellipsis")
     head.append(_word(state))
     head.append(f"   {time.strftime('%H:%M:%S', time.localtime(state['time']))}", "dim")
-    filled = (width - 2) * events["done"] // max(1, events["total"])
-    bar = Text(f"[{'#' * filled}{'.' * (width - 2 - filled)}]", "green")
-    parts: list[RenderableType] = [head, bar, _counts(state), _pace(state), _cores(state)]
+    bar = Text(progress_bar(events, width), "green")
+    parts: list[RenderableType] = [head, bar, _counts(state), _pace(state), _cores(state, width)]
     room = height - 9
     for name, table in _tables(state, width):
         rows = table.row_count
@@ -82,9 +83,14 @@ def page(state: dict[str, Any], width: int, height: int = 1000) -> RenderableTyp
     return Group(*parts)
 
 
+def _merging(state: dict[str, Any]) -> str:
+    """What is said of the merge that is under way, or an empty string."""
+    return next((str(one["why"]) for one in state["allocations"] if one["state"] == "merging"), "")
+
+
 def _word(state: dict[str, Any]) -> str:
     if state["complete"]:
-        return "complete"
+        return _merging(state) or "complete"
     alive = sum(one["state"] == "alive" for one in state["allocations"])
     if alive:
         return f"running in {alive} allocation{'s' if alive > 1 else ''}"
@@ -125,7 +131,7 @@ def eta_words(state: dict[str, Any]) -> str:
     return f"about {span(eta['seconds'])} to go" + (f" ({low} to {high})" if low != high else "")
 
 
-def _cores(state: dict[str, Any]) -> RenderableType:
+def _cores(state: dict[str, Any], width: int) -> RenderableType:
     from rich.text import Text
 
     seconds = state["core_seconds"]
@@ -133,8 +139,10 @@ def _cores(state: dict[str, Any]) -> RenderableType:
     for key, word, style in PARTS if seconds["total"] else ():
         share = 100 * seconds[key] / seconds["total"]
         if share >= 0.05 or key in ("productive", "lost_in_flight"):
-            text.append(", ")
-            text.append(f"{word} {share:.1f} %", style)
+            part = f"{word} {share:.1f} %"
+            here = len(text.plain) - text.plain.rfind("\n") - 1
+            text.append(", " if here + len(part) + 3 <= width else ",\n")  # a number and its unit stay together
+            text.append(part, style)
     return text
 
 
@@ -149,16 +157,28 @@ def _tables(state: dict[str, Any], width: int) -> list[tuple[str, Any]]:
         word = f"{span(one['seconds'])} ago" + (" (silent)" if one["seconds"] > 30 else "")
         droids.add_row(f"{one['droid']} on {one['host']}", str(one["workers"]), word, style=style)
     allocations = _table(width, "allocation", "state", "events", "why")
-    for one in state["allocations"][-6:]:
+    worked = [one for one in state["allocations"] if one["state"] != "none"]
+    for one in worked[-6:]:
         why = one["why"].splitlines()[0] if one["why"] else f"{one['droids_total']} Droids"
-        allocations.add_row(one["name"], one["state"], f"{one['events_done']:,}", why)
+        allocations.add_row(_middle(one["name"], 24), one["state"], f"{one['events_done']:,}", why)
     failures = _table(width, "event", "attempt", "what happened")
     for one in live["evidence"][:4]:
         attempt = str(one["attempt"] + 1) if isinstance(one["attempt"], int) else "?"
         failures.add_row(one["event"], attempt, one["text"])
-    storage = _table(width, "endpoint", "breaker")
+    storage = _table(width, "endpoint", "state", "there")
+    view = live["storage"]
+    for one in view["endpoints"] if view else ():
+        failed = f", {one['failures']:,} failed" if one["failures"] else ""
+        words = f"{one['copies']:,} segments, {one['bytes'] / 1e6:,.1f} MB{failed}"
+        style = "red" if one["state"] in ("open", "exhausted") else ""
+        storage.add_row(one["name"], STATES[one["state"]], words, style=style)
+    if view and view["segments"]["waiting"]:
+        words = f"{view['segments']['waiting']:,} segments, {view['bytes_waiting'] / 1e6:,.1f} MB"
+        storage.add_row("nowhere yet", "waiting", words)
+    shown = {f"endpoint:{one['name']}" for one in view["endpoints"]} if view else set()
     for key, after in live["breaker"].items():
-        storage.add_row(key, after, style="red" if after in ("open", "exhausted") else "")
+        if key not in shown:
+            storage.add_row(key, STATES.get(after, after), "", style="red" if after in ("open", "exhausted") else "")
     return [
         ("allocations", allocations),
         ("slowest events now running", slow),
@@ -174,8 +194,13 @@ def _table(width: int, *columns: str) -> Any:
     table = Table(box=None, padding=(0, 2, 0, 0), width=width, show_header=False, expand=True)
     for number, column in enumerate(columns):
         last = number == len(columns) - 1
-        table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=2 if last or not number else 1)
+        table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=3 if last else 2 if not number else None)
     return table
+
+
+def _middle(name: str, size: int) -> str:
+    """`name` in at most `size` characters; names of allocations differ at both ends."""
+    return name if len(name) <= size else f"{name[: size - size // 2 - 1]}…{name[-(size // 2) :]}"
 
 
 # -- the progress line of `yoda run` -----------------------------------------------------------------------------------

@@ -151,10 +151,19 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_verdict(tmp_path: Path) -> None:
     state = gather(sample_task(tmp_path), LATER).state
-    assert verdict(state["core_seconds"]).startswith(("Fair", "Poor", "Good"))
-    assert verdict(dict.fromkeys(state["core_seconds"], 0.0)) == "No core time was used yet."
+    detail = state["core_seconds_detail"]
+    assert verdict(detail).startswith(("Fair", "Poor", "Good"))
+    assert verdict(dict.fromkeys(detail, 0.0)) == "No core time was used yet."
+    slow = dict.fromkeys(detail, 0.0) | {"productive": 80.0, "idle_input": 20.0, "idle": 20.0, "total": 100.0}
+    assert verdict(slow) == (
+        "Good: 80.0 % of 1 min 40 s of core time was productive; the largest loss is waiting for input, 20.0 % "
+        "(the file system or the server of the input is slow)."
+    )
     page = table(state)
     assert all(len(line) <= 80 for line in page.splitlines()) and "n3" in page
+    whole = page[page.index("outcome") : page.index("allocation  ")].splitlines()[1:-1]
+    shares = [float(line.split()[-1]) for line in whole]
+    assert sum(shares[:-1]) == pytest.approx(100, abs=0.1) and shares[-1] == 100
     for by in ("node", "allocation"):
         for name, seconds in rows(state, by):
             shares = [float(cell) for cell in cells(name, seconds)[2:]]

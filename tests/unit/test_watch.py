@@ -15,8 +15,9 @@ from eventrange.journal import JournalWriter
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from yoda.live import Live
+from yoda.merge_notes import MergeNotes
 from yoda.progress import Shown
-from yoda.status import task_status
+from yoda.status import progress_bar, task_status
 from yoda.watch import follow, line, page, watch
 
 
@@ -83,7 +84,7 @@ def test_the_same_as_status_however_often_it_looks(tmp_path: Path) -> None:
 
 def test_breaker_and_failures(tmp_path: Path) -> None:
     words = " ".join(shown(follow(sample_task(tmp_path)).state(BEGIN + 5030), 100))
-    assert "endpoint:primary" in words and "open" in words and "ValueError" in words
+    assert "endpoint:primary" in words and "off for now" in words and "ValueError" in words
 
 
 @pytest.mark.parametrize("width", [10, 40, 80, 200])
@@ -102,3 +103,44 @@ def test_not_on_a_terminal_it_shows_once(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_no_line_without_a_terminal() -> None:
     assert Shown(None).pipes == {} and Shown(None).environment == {}
+
+
+def test_storage_and_the_bar(tmp_path: Path) -> None:
+    task = sample_task(tmp_path, finish=True)
+    live = follow(task)
+    journal = JournalWriter(task.journal("3"), live.fingerprint, "3", created=BEGIN + 6000)
+    journal.note("endpoints", time=BEGIN + 6000, endpoints=[{"name": "tape", "url": "file:///t"}], rules={})
+    where = {"allocation": "2", "droid": 1, "segment": 0, "endpoint": "tape", "key": "k", "url": "file:///t/k"}
+    journal.note("staged", time=BEGIN + 6001, **where, size=1000, adler32="0", sha256="0")
+    journal.note("sealed", time=BEGIN + 6001, droid=1, segment=1, size=2_000_000, adler32="0", sha256="1", members=3)
+    journal.note("breaker", time=BEGIN + 6002, key="endpoint:tape", before="closed", after="open", reason="gone")
+    journal.flush()
+    lines = shown(live.state(BEGIN + 7000), 80)
+    words = " ".join(" ".join(lines).split())
+    assert "tape off for now 1 segments, 0.0 MB" in words and "nowhere yet waiting 1 segments, 2.0 MB" in words
+    assert lines[1] == "[" + "#" * 77 + "x]", "one of 400 is quarantined, and seen"
+    assert progress_bar({"done": 0, "quarantined": 0, "total": 5}, 12) == "[..........]"
+    assert progress_bar({"done": 1, "quarantined": 0, "total": 10**9}, 12) == "[#.........]"
+    assert progress_bar({"done": 10**9 - 1, "quarantined": 0, "total": 10**9}, 12) == "[#########.]"
+
+
+def test_merging(tmp_path: Path) -> None:
+    """The watch goes on while the allocation that finished the task merges it."""
+    task = sample_task(tmp_path, finish=True)
+    live = follow(task)
+    journal = JournalWriter(task.journal("3"), live.fingerprint, "3", created=BEGIN + 6000, started=BEGIN + 6000)
+    journal.note("joined", time=BEGIN + 6000, droid=1, host="n1", workers=4, startup=1.0)
+    journal.note("left", time=BEGIN + 6009, droid=1, host="n1", reason="drained")
+    journal.note("end", time=BEGIN + 6010, reason="complete", exit_code=0)
+    with MergeNotes(journal, lambda: BEGIN + 6020) as notes:
+        notes.progress(100, 399)  # too soon after the last one: not told
+        state = live.state(BEGIN + 6025)
+        assert state["allocations"][-1]["state"] == "merging" and "merging" in shown(state, 80)[0]
+        assert state["allocations"][-1]["merging"]["exit_code"] is None
+        killed = live.state(BEGIN + 6100)["allocations"][-1]
+        assert (killed["state"], killed["why"]) == ("ended", "complete; killed while it merged")
+    state = live.state(BEGIN + 6025)
+    assert state["allocations"][-1]["state"] == "ended" and "complete" in shown(state, 80)[0]
+    with pytest.raises(ZeroDivisionError), MergeNotes(journal, lambda: BEGIN + 6030):
+        _ = 1 / 0
+    assert "the merge failed: ZeroDivisionError" in live.state(BEGIN + 6035)["allocations"][-1]["why"]
