@@ -351,6 +351,14 @@ class SlurmRefused(YodaError):
     todo = "correct the slurm: keys of the site file ({keys}); sinfo and sacctmgr show assoc say what you may ask for"
 
 
+class QueueOff(YodaError):
+    """The allocations of a queue end without anything done, not by preemption: no more are submitted for a while."""
+
+    exit_code = RUN_AGAIN
+    what = "queue {queue}: its allocations end and nothing is done; {detail}"
+    todo = "the outputs in {logs} say why; once that is healed, `yoda submit --force` submits at once"
+
+
 class LauncherMissing(YodaError):
     """No mpiexec was found to start a run with."""
 

@@ -53,11 +53,14 @@ class _Entry:
 class Breaker:
     """The states of any number of keys; a key never heard of is closed."""
 
-    def __init__(self, rules: BreakerRules | None = None, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, rules: BreakerRules | None = None, state: Mapping[str, Any] | None = None, probes: bool = False
+    ) -> None:
+        """`state` is what `to_dict` gave. `probes`: those under way then still are; else whoever made them is gone."""
         self.rules = rules or BreakerRules()
         self._entries: dict[str, _Entry] = {}
         if state is not None:
-            self._load(state)
+            self._load(state, probes)
 
     def state(self, key: str) -> State:
         """The state of `key` as of the last event; `allow` is what moves an open key to half-open."""
@@ -139,7 +142,7 @@ class Breaker:
         return sum(s[0] for s in slots), sum(s[1] for s in slots)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain dicts, lists, strings and numbers, for JSON. A probe under way is not kept."""
+        """Everything as plain dicts, lists, strings and numbers, for JSON."""
         return {
             "version": VERSION,
             "keys": {
@@ -147,6 +150,7 @@ class Breaker:
                     "state": e.state,
                     "since": e.since,
                     "now": e.now,
+                    "probe": e.probe,
                     "opens": list(e.opens),
                     "slots": [[slot, *counts] for slot, counts in sorted(e.slots.items())],
                 }
@@ -156,12 +160,14 @@ class Breaker:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _load(self, state: Mapping[str, Any]) -> None:
+    def _load(self, state: Mapping[str, Any], probes: bool) -> None:
         """Take over what is readable: another program version or damage costs at most a few more failures."""
         keys = state.get("keys") if state.get("version") == VERSION else None
         for key, value in keys.items() if isinstance(keys, Mapping) else ():
-            with contextlib.suppress(KeyError, TypeError, ValueError):
+            with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
                 entry = _Entry(value["state"], float(value["since"]), float(value["now"]))
+                probe = value.get("probe") if probes else None
+                entry.probe = None if probe is None else float(probe)
                 entry.opens = [float(t) for t in value["opens"]]
                 entry.slots = {int(slot): [int(good), int(bad)] for slot, good, bad in value["slots"]}
                 if entry.state in get_args(State):

@@ -1,7 +1,7 @@
 """What breakers have learned, in a file: one per task, or one per site that all its tasks share.
 
-Used for endpoints by the stage-out process, and through `ask` and `tell` for queues and nodes by whoever feeds them. It
-saves requests and nothing else: lost or damaged, an endpoint that is down is found out again. The journals tell its
+Used for endpoints by the stage-out process, for nodes by Yoda, for queues by `yoda submit`. It saves requests and
+nothing else: lost or damaged, an endpoint that is down is found out again. The journals tell its
 history. Several processes write it; each key's latest state wins, and a writer that comes too late costs one round.
 """
 
@@ -14,7 +14,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from stageout.breaker import VERSION, Breaker, Change
+from stageout.breaker import VERSION
 from stageout.site import StageoutRules
 
 
@@ -65,24 +65,3 @@ def save(path: str, state: Mapping[str, Any]) -> None:
     except (OSError, ValueError):
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-
-
-def ask(path: str, rules: StageoutRules, key: str, now: float) -> tuple[bool, str]:
-    """Whether `key` (`queue:preempt`, `node:nid001`) may be used now, and if not, what a person should know."""
-    breaker = Breaker(rules.breaker, load(path))
-    allowed, changes = breaker.allow(key, now)
-    if changes:
-        save(path, breaker.to_dict())
-    if allowed:
-        return True, ""
-    retry = breaker.retry_at(key)
-    when = "until somebody resets it" if retry is None else f"for another {max(0.0, retry - now):.0f} s"
-    return False, f"{key.partition(':')[2]} failed too often and is not used {when}"
-
-
-def tell(path: str, rules: StageoutRules, key: str, good: bool, now: float, reason: str = "") -> list[Change]:
-    """What came of using `key`; returns its changes of state, of which those with `alert` are for people."""
-    breaker = Breaker(rules.breaker, load(path))
-    changes = breaker.success(key, now) if good else breaker.failure(key, now, reason)
-    save(path, breaker.to_dict())
-    return changes

@@ -118,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     submit.add_argument("--allocations", type=_at_least_one, default=1, metavar="N", help="submit N jobs on one task")
     submit.add_argument("--fit", action="store_true", help="ask for nodes and time that fit into what is idle now")
     submit.add_argument("--dry-run", action="store_true", help="show script, cost and forecast; submit nothing")
+    submit.add_argument("--force", action="store_true", help="submit though allocations of this queue do nothing")
     submit.set_defaults(command=_submit)
 
     doctor = commands.add_parser("doctor", help="what is wrong with this place, before it costs an allocation")
@@ -227,19 +228,18 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _journal(args: argparse.Namespace) -> int:
-    from yoda.journal_view import csv_lines, json_lines, text_lines
     from eventrange.axis import Axis
+    from yoda.journal_view import csv_lines, json_lines, text_lines
     from yoda.task import need_task
 
     taskdir = TaskDir(os.path.abspath(args.task))
-    lines = json_lines if args.json else csv_lines if args.csv else text_lines
     frozen = need_task(taskdir)
+    lines = json_lines if args.json else csv_lines if args.csv else text_lines
     for line in lines(taskdir, frozen.fingerprint, axis=Axis.from_dict(frozen.axis)):
         sys.stdout.write(line if line.endswith("\n") else line + "\n")
     return OK
 
 
-def _merge(args: argparse.Namespace) -> int:
 def _ranges(args: argparse.Namespace) -> int:
     from yoda.ranges_view import RangesView, json_lines, text_lines
     from yoda.task import need_task
@@ -251,6 +251,7 @@ def _ranges(args: argparse.Namespace) -> int:
     return OK
 
 
+def _merge(args: argparse.Namespace) -> int:
     from eventrange.axis import Axis
     from yoda.finish import by_hand
     from yoda.merging import MergeChoices, where
@@ -319,7 +320,7 @@ def _submit(args: argparse.Namespace) -> int:
     from yoda.submit import Asked, show, submit_task
 
     request = Request(args.job, args.site, args.task, None, args.workers, tuple(args.set))
-    outcome = submit_task(request, Asked(args.allocations, args.fit, args.dry_run))
+    outcome = submit_task(request, Asked(args.allocations, args.fit, args.dry_run, args.force))
     print(show(outcome))
     return outcome.code
 

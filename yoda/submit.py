@@ -21,8 +21,11 @@ from slurm.fit import Fit, fit
 from slurm.script import sbatch_script
 from slurm.site import SlurmSite, clock_text, seconds
 from slurm.submit import Submitted, core_hours, forecast, submit
+from stageout import breakerfile
+from yoda.nodes import off_now
 from yoda.placing import script_launcher
 from yoda.prepared import finished, prepare
+from yoda.queues import Queues
 from yoda.setting import Request, Setting, read
 from yoda.trial import try_payload
 
@@ -34,6 +37,7 @@ class Asked:
     allocations: int = 1
     fit: bool = False
     dry_run: bool = False
+    force: bool = False  # though the queue is off
 
 
 @dataclass
@@ -61,6 +65,10 @@ def submit_task(request: Request, asked: Asked, run: Runner = run_command) -> Ou
         said = "complete" if code == 0 else "complete, but for quarantined events (yoda run --retry-quarantined)"
         return Outcome(code, lines=[f"task {setting.job.task} is {said}: nothing to submit"])
     warning = try_payload(setting.job, setting.site, request.sets)
+    queues = Queues(setting, prepared.frozen.fingerprint, run, time.time())
+    queues.learn()
+    allocations, remark = queues.ask(asked.allocations, asked.force)
+    avoided = off_options(setting)
     folder = setting.taskdir.slurm
     path = os.path.join(folder, f"allocation-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.sh")
     text = script_of(setting, site, path)
@@ -74,14 +82,24 @@ def submit_task(request: Request, asked: Asked, run: Runner = run_command) -> Ou
     outcome = Outcome(script=path, lines=[f"script     {path}", f"output     {folder}/slurm-JOBID.out"])
     if warning:
         outcome.lines.append(f"warning    {warning}")
-    for _ in range(asked.allocations):
+    outcome.lines += [f"warning    {remark}"] if remark else []
+    outcome.lines += [f"without    {avoided[0].partition('=')[2]}: payloads failed there"] if avoided else []
+    for _ in range(allocations):
         chosen = fit(Path(path), site, run, time.time()) if asked.fit else None
-        job: Submitted = submit(Path(path), run, chosen.options if chosen else ())
+        job: Submitted = submit(Path(path), run, (*(chosen.options if chosen else ()), *avoided))
         outcome.jobs.append(job.jobid)
+        queues.submitted(job.jobid)
         outcome.lines.append(f"submitted  job {job.jobid}" + (f": {_in_words(chosen)}" if chosen else ""))
-    outcome.lines.append(_cost(site, run, asked.allocations))
+    outcome.lines.append(_cost(site, run, allocations))
     outcome.lines.append(f"next       yoda status {setting.taskdir.root}")
     return outcome
+
+
+def off_options(setting: Setting) -> tuple[str, ...]:
+    """The option that keeps nodes out on which payloads failed in earlier allocations."""
+    state = breakerfile.load(breakerfile.state_path(setting.site.stageout_rules, setting.taskdir.root))
+    names = off_now(state, setting.site.node_breaker, time.time())
+    return (f"--exclude={','.join(names)}",) if names else ()
 
 
 def slurm_of(setting: Setting) -> SlurmSite:
@@ -141,6 +159,9 @@ def _rehearse(setting: Setting, site: SlurmSite, asked: Asked, run: Runner) -> O
     warning = try_payload(setting.job, setting.site, setting.request.sets)
     if warning:
         lines.append(f"warning    {warning}")
+    off = Queues(setting, "", run, time.time()).why()
+    if off and not asked.force:
+        lines.append(f"warning    nothing would be submitted: its allocations end and nothing is done; {off}")
     lines.append(_cost(site, run, asked.allocations))
     with tempfile.TemporaryDirectory(prefix="yoda-submit-") as folder:
         trial = Path(folder) / "allocation.sh"

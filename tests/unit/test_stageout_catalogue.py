@@ -128,18 +128,6 @@ def test_a_damaged_breaker_file_is_no_state(tmp_path: Path, data: bytes) -> None
     assert breakerfile.load(str(path))["version"] == 1
 
 
-def test_a_queue_that_only_fails_is_not_fed(tmp_path: Path) -> None:
-    path, rules = str(tmp_path / "state.json"), StageoutRules(breaker=BreakerRules(samples=2, recovery=100.0))
-    assert breakerfile.ask(path, rules, "queue:preempt", 0.0) == (True, "")
-    assert breakerfile.tell(path, rules, "queue:preempt", False, 1.0) == []
-    (change,) = breakerfile.tell(path, rules, "queue:preempt", False, 2.0, "node failure")
-    assert change.after == "open" and "node failure" in change.reason
-    allowed, why = breakerfile.ask(path, rules, "queue:preempt", 50.0)
-    assert not allowed and why.startswith("preempt failed too often")
-    assert breakerfile.ask(path, rules, "queue:preempt", 103.0)[0]
-    assert breakerfile.ask(path, rules, "queue:other", 50.0)[0]
-
-
 def test_a_folder_that_cannot_be_written_is_no_trouble(tmp_path: Path) -> None:
     breakerfile.save(str(tmp_path / "missing" / "state.json"), Breaker().to_dict())
 
