@@ -6,6 +6,7 @@ From the journals alone, like everything that looks at a task; only where an ima
 from __future__ import annotations
 
 import os
+import textwrap
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from eventrange.history import Story
 from eventrange.quantity import span
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
+from yoda.lease_view import words as lease_words
 from yoda.names import foreign_name, range_name
 from yoda.status import status
 from yoda.verdict import verdict
@@ -296,17 +298,21 @@ def _why(state: dict[str, Any]) -> list[str]:
     events, allocations = state["events"], state["allocations"]
     out = [f"{events['done']:,} of {events['total']:,} events are done, {events['quarantined']:,} quarantined."]
     alive = [one for one in allocations if one["state"] == "alive"]
+    merging = [one for one in allocations if one["state"] == "merging"]
     worked = [one for one in allocations if one["state"] != "none"]
     for one in alive:
         age = span(max(0.0, state["time"] - (one["last_sign_of_life"] or state["time"])))
         droids = [droid for droid in one["droids"] if droid["left"] is None]
         if droids:
-            out.append(f"Allocation {one['name']} is at work with {len(droids)} Droids; last sign of life {age} ago.")
+            count = f"{len(droids)} Droid{'s' * (len(droids) != 1)}"
+            out.append(f"Allocation {one['name']} is at work with {count}; last sign of life {age} ago.")
         else:
             out.append(f"Allocation {one['name']} has started, but no Droid is at work in it (last word {age} ago).")
+    for one in merging:
+        out.append(f"Allocation {one['name']} has ended its work and makes the final files: {one['why']}.")
     if not alive and not worked:
         out.append("No allocation has worked on it yet.")
-    if not alive and worked:
+    if not alive and not merging and worked:
         last = max(worked, key=lambda one: one["last_sign_of_life"] or 0.0)
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(last["last_sign_of_life"] or 0))
         code = "" if last["exit_code"] is None else f" (exit code {last['exit_code']})"
@@ -316,16 +322,29 @@ def _why(state: dict[str, Any]) -> list[str]:
         for droid in last["droids"]:
             if droid["left"] and droid["left"].startswith(("sick", "lost")):
                 out.append(f"Droid {droid['droid']} on {droid['host']} was {droid['left'].splitlines()[0]}.")
+    named = {one["name"] for one in alive}
+    for lease in state.get("leases", ()):
+        if lease["state"] == "silent" or lease["allocation"] not in {*named, *(one["name"] for one in merging)}:
+            out.append(f"Lease of {lease['allocation']} on {lease['host']}: {lease_words(lease)}.")
+    for job in _queued(state):
+        reason = f" ({job['reason']})" if job.get("reason") else ""
+        out.append(f"Slurm has job {job['job']} of this task: {job['state'].lower()}{reason}.")
     for one in allocations:
         if one["damage"]:
             out.append(f"Journal {one['name']}: {one['damage']}.")
     return out
 
 
+def _queued(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Jobs of the task that Slurm still has."""
+    return [job for job in (state.get("slurm") or {}).get("jobs", ()) if job.get("state") != "GONE"]
+
+
 def _next(state: dict[str, Any]) -> list[str]:
     events, task = state["events"], state["directory"]
-    queued = [job for job in (state.get("slurm") or {}).get("jobs", ()) if job.get("state") != "GONE"]
-    out = []
+    out: list[str] = []
+    if any(one["state"] in ("alive", "merging") for one in state["allocations"]):
+        return [f"yoda status {task} --watch"]
     if state["complete"]:
         if not state["merged"]:
             out.append(f"yoda merge {task}")
@@ -334,9 +353,7 @@ def _next(state: dict[str, Any]) -> list[str]:
             out.append(f"yoda explain {task} '#{first}'   # why the first quarantined event was given up")
             out.append("yoda run JOB --retry-quarantined   # after the payload is repaired")
         return out or ["Nothing: the task is complete and merged."]
-    if any(one["state"] == "alive" for one in state["allocations"]):
-        return [f"yoda status {task} --watch"]
-    if queued:
+    if _queued(state):
         return ["Wait: Slurm has a job that goes on with it (see `yoda status`)."]
     ended = [one for one in state["allocations"] if one["exit_code"] is not None]
     last = ended[-1]["exit_code"] if ended else None
@@ -353,5 +370,6 @@ def _next(state: dict[str, Any]) -> list[str]:
 
 def render_task(found: dict[str, Any]) -> str:
     """For people."""
-    lines = [f"{found['task']}: {found['verdict']}", "", *found["why"], "", "next:"]
-    return "\n".join([*lines, *(f"  {line}" for line in found["next"])])
+    lines = [f"{found['task']}: {found['verdict']}", "", *found["why"]]
+    told = [part for line in lines for part in (textwrap.wrap(line, 80, break_on_hyphens=False) or [""])]
+    return "\n".join([*told, "", "next:", *(f"  {line}" for line in found["next"])])

@@ -25,6 +25,7 @@ def summary(facts: Facts) -> str:
     s, e = facts.state, facts.state["events"]
     share = 100 * e["done"] / e["total"] if e["total"] else 100.0
     living = [one for one in s["allocations"] if one["state"] == "alive"]
+    merging = [one for one in s["allocations"] if one["state"] == "merging"]
     worked = [one for one in s["allocations"] if one["droids_total"]]
     if s["complete"] and e["quarantined"]:
         first = f"The task is complete, but {e['quarantined']:,} of its {e['total']:,} events are quarantined."
@@ -33,6 +34,8 @@ def summary(facts: Facts) -> str:
     else:
         first = f"{e['done']:,} of {e['total']:,} events ({share:.1f} %) are done; {e['pending']:,} are pending."
         first += " It is running." if living else " Nothing is running; the same <code>yoda run</code> goes on with it."
+    if merging:
+        first += " Its final files are being made."
     begun = [one["created"] for one in worked if one["created"]]
     if begun:
         last = max(one["last_sign_of_life"] or 0 for one in worked)

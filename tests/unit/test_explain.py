@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_task import BAD, BEGIN, frozen, sample_task
@@ -13,7 +14,8 @@ from eventrange.errors import ConfigError
 from eventrange.journal import JournalWriter
 from eventrange.records import Kind
 from yoda.cli import main
-from yoda.explain import MOST, explain_range, explain_task, render_range, render_task
+from yoda.explain import MOST, _next, _why, explain_range, explain_task, render_range, render_task
+from yoda.status import status
 
 LATER = BEGIN + 90000
 
@@ -107,6 +109,43 @@ def test_task_that_was_killed(tmp_path: Path) -> None:
 def test_complete_task(tmp_path: Path) -> None:
     page = render_task(explain_task(sample_task(tmp_path, finish=True), LATER))
     assert "yoda merge" in page and f"'#{BAD}'" in page and "--retry-quarantined" in page
+
+
+def _said(state: dict[str, Any]) -> tuple[str, list[str]]:
+    return " ".join(_why(state)), _next(state)
+
+
+def test_task_that_is_being_merged(tmp_path: Path) -> None:
+    task = sample_task(tmp_path, finish=True)
+    journal = JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=BEGIN + 6000)
+    journal.note("joined", time=BEGIN + 6000, droid=1, host="n1", workers=4, startup=1.0)
+    journal.note("end", time=BEGIN + 6010, reason="complete", exit_code=0)
+    journal.note("merging", time=BEGIN + 6020, done=100, total=400)
+    journal.flush()
+    why, todo = _said(status(task, BEGIN + 6025))
+    assert "Allocation 3 has ended its work and makes the final files: complete; merging, 25 %." in why
+    assert "Nothing is running" not in why and todo == [f"yoda status {task.root} --watch"]
+
+
+def test_what_a_lease_and_slurm_say(tmp_path: Path) -> None:
+    state = status(sample_task(tmp_path), LATER)
+    lease = {"allocation": "9", "host": "n7", "pid": 1, "state": "silent", "wants": False, "parts": 3, "beat_age": 99.0}
+    state["leases"] = [lease | {"merges": False}]
+    state["slurm"] = {"answered": True, "jobs": [{"job": 77, "state": "PENDING", "reason": "Priority"}]}
+    why, todo = _said(state)
+    assert "Lease of 9 on n7: silent, last beat 1 min 39 s ago; holds 3 parts of the axis" in why
+    assert "Slurm has job 77 of this task: pending (Priority)." in why and todo[0].startswith("Wait: Slurm")
+
+
+def test_task_of_which_nothing_is_left(tmp_path: Path) -> None:
+    task = sample_task(tmp_path)
+    journal = JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=BEGIN + 6000)
+    journal.append(records.new(1, kind=Kind.PENDING, start=0, stop=400))
+    journal.append(records.new(1, kind=Kind.QUARANTINED, start=0, stop=400, attempt=3))
+    journal.flush()
+    why, todo = _said(status(task, LATER))
+    assert why.startswith("0 of 400 events are done, 400 quarantined.")
+    assert any("'#0'" in line for line in todo) and any("--retry-quarantined" in line for line in todo)
 
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
