@@ -4,9 +4,10 @@ An image holds the dataset `event` (int64 positions) and, per field, either one 
 axis varies from event to event, `<field>` (rows of all events one after another) and `<field>_count` (n,).
 
 Most of what HDF5 costs is making metadata, and ranges of equal shape have equal metadata. So HDF5 makes an empty file
-with every dataset allocated, that file is kept as a template, and filling it is copying bytes to known offsets. Behind
-the end of the HDF5 file (HDF5 ignores what is there) follows a small index of the same offsets, so that reading needs
-no HDF5 either. Strings are the exception: HDF5 keeps them in heaps of its own, so those go through HDF5 both ways.
+with every dataset allocated, what of it lies between the values is kept as a template, and making an image is joining
+the two. Behind the end of the HDF5 file (HDF5 ignores what is there) follows a small index of the same offsets, so that
+reading needs no HDF5 either. Strings are the exception: HDF5 keeps them in heaps of its own, so those go through HDF5
+both ways.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = ["Column", "Image", "build", "build_columns", "read", "schema"]
 _TAIL = struct.Struct("<I8s")
 _MAGIC = b"YodaIdx1"
 _LARGEST = 2**32 - 1
-_CACHED_TEMPLATES, _LARGEST_TEMPLATE = 64, 256 * 1024
+_CACHED_TEMPLATES, _LARGEST_TEMPLATE = 64, 256 * 1024  #: how many, and bytes without the values
 
 #: name, dtype, shape of every dataset of an image, in the order they are made
 Plan = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
@@ -136,26 +137,27 @@ def _assemble(positions: NDArray[np.int64], columns: Mapping[str, Column], attri
             plan.append((f"{name}_count", counts.dtype, counts.shape))
     if size > _LARGEST - 2**20:
         raise ImageTooBig(start=int(positions[0]), stop=int(positions[-1]) + 1, size=size)
-    template, offsets = _template(tuple(plan), attributes, arrays)
-    out = bytearray(template)
-    for offset, array in zip(offsets, arrays, strict=True):
-        if offset >= 0:
-            # a view of uint8 and not .data: memoryview refuses complex, float16 and structures
-            out[offset : offset + array.nbytes] = _bytes(array)
-    return bytes(out)
+    pieces, which = _template(tuple(plan), attributes, arrays)
+    parts: list[Any] = [pieces[0]]
+    for number, piece in zip(which, pieces[1:], strict=True):
+        parts += (_bytes(arrays[number]), piece)
+    return b"".join(parts)
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
+    # a view of uint8 and not .data: memoryview refuses complex, float16 and structures
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-_templates: OrderedDict[Any, tuple[bytes, tuple[int, ...]]] = OrderedDict()
+#: What is before, between and behind the values, and the numbers of the arrays that go in between. Arrays that are not
+#: mentioned are in the pieces already, or empty.
+Template = tuple[tuple[bytes, ...], tuple[int, ...]]
+
+_templates: OrderedDict[Any, Template] = OrderedDict()
 
 
-def _template(
-    plan: Plan, attributes: Mapping[str, Any], arrays: Sequence[NDArray[Any]]
-) -> tuple[bytes, tuple[int, ...]]:
-    """An image with all but the values, and where the values of each dataset go; -1: already in it, or none."""
+def _template(plan: Plan, attributes: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> Template:
+    """An image with all but the values."""
     if any(dtype.kind == "O" for _, dtype, _ in plan):
         return _make(plan, attributes, arrays)
     key = (plan, tuple((name, type(value), value) for name, value in attributes.items()))
@@ -165,7 +167,7 @@ def _template(
         return _make(plan, attributes, arrays)
     if made is None:
         made = _templates[key] = _make(plan, attributes, arrays)
-        if len(made[0]) > _LARGEST_TEMPLATE:
+        if sum(map(len, made[0])) > _LARGEST_TEMPLATE:
             del _templates[key]
         elif len(_templates) > _CACHED_TEMPLATES:
             _templates.popitem(last=False)
@@ -174,7 +176,7 @@ def _template(
     return made
 
 
-def _make(plan: Plan, attributes: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> tuple[bytes, tuple[int, ...]]:
+def _make(plan: Plan, attributes: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> Template:
     creation, access, numbers, strings = _properties()
     file = h5f.create(b"image", h5f.ACC_TRUNC, creation, access)
     try:
@@ -197,7 +199,12 @@ def _make(plan: Plan, attributes: Mapping[str, Any], arrays: Sequence[NDArray[An
     finally:
         file.close()
     text = json.dumps(index, separators=(",", ":")).encode()
-    return b"".join((body, text, _TAIL.pack(len(text), _MAGIC))), tuple(offsets)
+    which = sorted((number for number, offset in enumerate(offsets) if offset >= 0), key=offsets.__getitem__)
+    pieces, at = [], 0
+    for number in which:
+        pieces.append(body[at : offsets[number]])
+        at = offsets[number] + arrays[number].nbytes
+    return (*pieces, b"".join((body[at:], text, _TAIL.pack(len(text), _MAGIC)))), tuple(which)
 
 
 def _attribute(file: Any, name: str, value: Any) -> None:

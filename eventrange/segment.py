@@ -15,15 +15,19 @@ import os
 import struct
 import tarfile
 import zlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventrange.durable import FILES, DurableFile, Files
 from eventrange.errors import ImageDamaged, ImageMissing
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
 BLOCK = 512
+HASH_TOGETHER, HASH_BEHIND = 1 << 20, 64 << 20
 _JOIN_BELOW = 256 * 1024  #: up to this size copying header, image and padding together is cheaper than three writes
 
 
@@ -47,6 +51,51 @@ class Sealed:
     members: int
 
 
+class Digests:
+    """adler32 and sha256 of bytes that come in pieces. A thread computes them, since sha256 takes longer than writing;
+    it starts with the first megabyte, and is never more than HASH_BEHIND bytes behind."""
+
+    def __init__(self) -> None:
+        self._adler32, self._sha256 = 1, hashlib.sha256()
+        self._parts: list[bytes | memoryview] = []  # not handed over yet
+        self._size = 0
+        self._behind: deque[tuple[int, Future[None]]] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def add(self, part: bytes | memoryview) -> None:
+        """The next piece; must not change any more."""
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size < HASH_TOGETHER:
+            return
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # late: small segments do without
+
+            self._pool = ThreadPoolExecutor(1)
+        self._behind.append((self._size, self._pool.submit(self._take, self._parts)))
+        self._parts, self._size = [], 0
+        while self._behind and (self._behind[0][1].done() or sum(size for size, _ in self._behind) > HASH_BEHIND):
+            self._behind.popleft()[1].result()
+
+    def _take(self, parts: list[bytes | memoryview]) -> None:
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._adler32 = zlib.adler32(data, self._adler32)
+        self._sha256.update(data)
+
+    def result(self) -> tuple[int, str]:
+        """(adler32, sha256 in hex) of everything."""
+        self.close()
+        self._take(self._parts)
+        self._parts = []
+        return self._adler32, self._sha256.hexdigest()
+
+    def close(self) -> None:
+        """End the thread, when it has done what it was given."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
 class SegmentWriter:
     """The segment a Droid is filling. Any error makes it `broken` for good (CannotWrite); then open another one.
 
@@ -57,8 +106,7 @@ class SegmentWriter:
         self.path = path
         self.file = DurableFile(path, files)
         self.members = 0
-        self._adler32 = 1
-        self._sha256 = hashlib.sha256()
+        self._digests = Digests()
 
     @property
     def size(self) -> int:
@@ -88,11 +136,13 @@ class SegmentWriter:
             self._write(self._ending())
             self.file.sync()
         finally:
+            self._digests.close()
             self.file.close()
-        return Sealed(self.file.size, self._adler32, self._sha256.hexdigest(), self.members)
+        return Sealed(self.file.size, *self._digests.result(), self.members)
 
     def close(self) -> None:
         """Let go of the file as it is; it can be read by record, or sealed by nobody any more."""
+        self._digests.close()
         self.file.close()
 
     def _write(self, *parts: Any) -> None:
@@ -100,8 +150,7 @@ class SegmentWriter:
             parts = (b"".join(parts),)
         self.file.append(*parts)
         for part in parts:
-            self._adler32 = zlib.adler32(part, self._adler32)
-            self._sha256.update(part)
+            self._digests.add(part)
 
     def _frame(self, name: str, size: int, crc: int) -> tuple[bytes, bytes]:
         return tar_header(name, size, crc), bytes(-size % BLOCK)

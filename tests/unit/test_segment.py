@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import tarfile
+import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -50,6 +51,17 @@ def test_archive_is_one_that_others_read(tmp_path: Path, kind: str) -> None:
     assert [(m.name, m.offset, m.size, m.intact) for m in found] == [
         (name, offset, len(data), True) for name, offset, data in zip(NAMES, offsets, DATA, strict=True)
     ]
+
+
+@pytest.mark.parametrize("sizes", [(3 << 20,), (700_000,) * 4, (200_000,) * 12, (90 << 20, 1000)])
+def test_checksums_of_a_segment_that_a_thread_computes(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    made = segment.SegmentWriter(str(tmp_path / "0.tar"))
+    threads = threading.active_count()
+    for number, size in enumerate(sizes):
+        made.append(f"{number}", bytes([number]) * size)
+    sealed = made.seal()
+    assert segment.digest(made.path) == (sealed.size, sealed.adler32, sealed.sha256)
+    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
