@@ -229,7 +229,8 @@ class DroidShell:
         if since < REPORT_GAP:
             return
         want = self.core.want(now)
-        quiet = self.options.heartbeat if self.core.holding.remaining else min(TAIL_HEARTBEAT, self.options.heartbeat)
+        tail = self.core.holding.busy and not self.core.holding.remaining  # who is idle then has nothing to tell
+        quiet = min(TAIL_HEARTBEAT, self.options.heartbeat) if tail else self.options.heartbeat
         if self.out or self.evidence or self.notes or want or since >= quiet:
             self._send_report(now, want)
         if self.core.finished and self.store.settled and not self.out:

@@ -65,7 +65,9 @@ def copies(
         held = ledger.granted.get(other.rank)
         silent = now - other.heard
         for event, seconds in other.running if held else ():
-            if seconds + silent <= slow or ledger.copied(event, event + 1) or event in ledger.attempts:
+            if seconds + silent <= slow:
+                break  # the oldest come first
+            if ledger.copied(event, event + 1) or event in ledger.attempts:
                 continue  # what has failed before may well be hanging: copies would take turns for ever
             if held is not None and event in held:
                 late.append((seconds + silent, event))

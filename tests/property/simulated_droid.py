@@ -458,7 +458,7 @@ class SimDroid:
                 self.world.after(REPORT_GAP - since + 1e-6, self, self.poke)
             return
         want = self.core.want(now)
-        quiet = HEARTBEAT if self.core.holding.remaining else 1.0
+        quiet = HEARTBEAT if self.core.holding.remaining or not self.core.holding.busy else 1.0
         if self.out or self.evidence or want or since >= quiet:
             self.report_rows(now, want)
         if self.core.finished and not self.unsynced and self.syncing is None and not self.out:
