@@ -124,6 +124,7 @@ class Catalogue:
         self.rules: dict[str, Any] = {}
         self.changes: list[dict[str, Any]] = []  # of breakers, the last KEPT
         self.breakers: dict[str, dict[str, Any]] = {}  # endpoint -> its last change
+        self.others: dict[str, dict[str, Any]] = {}  # `node:NAME` or `queue:NAME` -> its last change
         self.blocked: dict[tuple[str, int], dict[str, Any]] = {}  # (allocation, Droid) -> note, until it stages again
         self.failures: dict[str, dict[str, Any]] = {}  # endpoint -> last failure, with the `count` of all
 
@@ -151,6 +152,8 @@ class Catalogue:
             kind, _, endpoint = str(note["key"]).partition(":")
             if kind == "endpoint":
                 self.breakers[endpoint] = change
+            else:
+                self.others[f"{kind}:{endpoint}"] = change
         elif name == "blocked":
             self.blocked[allocation, int(note.get("by", 0))] = note
         elif name == "upload_failed":

@@ -20,7 +20,7 @@ from yoda.lease_view import render as lease_lines
 from yoda.lease_view import words as lease_words
 from yoda.pace import Pace
 from yoda.storage_view import render as storage_lines
-from yoda.storage_view import storage_view
+from yoda.storage_view import render_switched, storage_view, switched_view
 
 if TYPE_CHECKING:
     from eventrange.named import NamedRanges
@@ -82,8 +82,8 @@ def task_status(
 
     account = account_entries(story, now - ALIVE)
     found = compose(taskdir, name, fingerprint, total, account, stories[-1].journals, pace, now, dead, ranges)
-    storage = storage_view(catalogue)
-    return found if storage is None else {**found, "storage": storage}
+    views = {"storage": storage_view(catalogue), "breakers": switched_view(catalogue)}
+    return {**found, **{name: view for name, view in views.items() if view is not None}}
 
 
 def compose(
@@ -294,6 +294,8 @@ def render(state: dict[str, Any], width: int = 80) -> str:
     lines += new
     if state.get("storage"):
         lines += storage_lines(state["storage"])
+    if state.get("breakers"):
+        lines += render_switched(state["breakers"])
     if state.get("slurm"):
         from yoda.slurm_view import render as slurm_lines
 

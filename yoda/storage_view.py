@@ -61,6 +61,26 @@ def _latest(catalogue: Catalogue, name: str) -> dict[str, Any]:
     return max(mine, key=lambda change: change.get("time") or 0.0, default=catalogue.breakers.get(name, {}))
 
 
+def switched_view(catalogue: Catalogue) -> dict[str, Any] | None:
+    """Nodes and queues that were ever switched off, as they are now, and all changes of breakers over time, those of
+    endpoints too; None where there was none."""
+    if not catalogue.changes:
+        return None
+    now = []
+    for key, change in sorted(catalogue.others.items()):
+        kind, _, name = key.partition(":")
+        state = str(change.get("after", "closed"))
+        why = str(change.get("reason", "")) if state != "closed" else ""
+        now.append({"kind": kind, "name": name, "state": state, "since": change.get("time"), "why": why})
+    return {"now": now, "changes": catalogue.changes}
+
+
+def render_switched(view: Mapping[str, Any]) -> list[str]:
+    """A line for each node and queue that is not in use."""
+    off = [one for one in view["now"] if one["state"] != "closed"]
+    return [f"{one['kind']:<8} {one['name']}  {WORDS.get(one['state'], '?')}: {one['why']}" for one in off]
+
+
 def render(view: Mapping[str, Any]) -> list[str]:
     """A few lines for people."""
     segments = view["segments"]

@@ -19,9 +19,14 @@ PAYLOAD = """
 import os, time
 
 def light(event, random):
-    time.sleep(0.002)
+    seen = os.environ.get("BAD_SEEN")
     if os.environ.get("BAD_NODE") == (os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK")):
+        with open(seen, "a") as out:
+            out.write("x")
         raise RuntimeError("a broken GPU")
+    while seen and (not os.path.exists(seen) or os.path.getsize(seen) < 8):  # the bad one has had its chance
+        time.sleep(0.01)
+    time.sleep(0.001)
     return {"x": random.normal(size=3)}
 """
 
@@ -33,7 +38,7 @@ def test_a_bad_node_is_left_aside_by_the_next_task(place: Place, tmp_path: Path)
     place.job(PAYLOAD, "light", inputs={"format": "generate", "events": 600}, ranges={"events": 2})
     rules = {"breaker_state": str(state), "alert_command": ["sh", "-c", f"cat >> {told}"]}
     place.site(stageout_rules=rules, node_breaker={"opens": 1})
-    env = {"PYTHONPATH": str(tmp_path), "BAD_NODE": "1"}
+    env = {"PYTHONPATH": str(tmp_path), "BAD_NODE": "1", "BAD_SEEN": str(tmp_path / "seen")}
     done = place.run(task="first", ranks=3, workers=1, env=env)
     assert done.code == 0, done.text
     assert {note["host"] for note in place.notes("doubted", "first")} == {"node1"}
@@ -45,6 +50,8 @@ def test_a_bad_node_is_left_aside_by_the_next_task(place: Place, tmp_path: Path)
         time.sleep(0.05)
     assert json.loads(told.read_text())["node"] == "node1"
     assert "node node1 is exhausted" in done.err
+    view = json.loads(place.run("--json", command="status", task="first").out)["breakers"]
+    assert [(one["kind"], one["name"], one["state"]) for one in view["now"]] == [("node", "node1", "exhausted")]
     done = place.run(task="second", ranks=3, workers=1, env=env)
     assert done.code == 0, done.text
     assert [note["host"] for note in place.notes("spare", "second")] == ["node1"]

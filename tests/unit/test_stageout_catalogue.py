@@ -13,7 +13,7 @@ from stageout import breakerfile
 from stageout.breaker import Breaker
 from stageout.catalogue import Catalogue, Known, SegmentId, key_of, prefix_of, read_catalogue, task_prefix
 from stageout.site import BreakerRules, StageoutRules
-from yoda.storage_view import render, storage_view
+from yoda.storage_view import render, render_switched, storage_view, switched_view
 
 SUMS: dict[str, Any] = {"size": 10, "adler32": "0000000a", "sha256": "ab" * 32}
 KEY = StageoutRules().key
@@ -164,5 +164,27 @@ def test_status_shows_endpoints_copies_and_who_waits() -> None:
     assert "OFF FOR GOOD" in text and "--reset primary" in text and "processing goes on" in text
 
 
+def test_status_shows_nodes_and_queues_that_are_off_and_all_changes() -> None:
+    def change(key: str, after: str, time: float) -> dict[str, Any]:
+        return {"note": "breaker", "key": key, "before": "closed", "after": after, "reason": "bad", "time": time}
+
+    found = catalogue(
+        change("node:n1", "open", 1.0),
+        change("node:n2", "open", 2.0),
+        change("queue:s/low/preempt", "exhausted", 3.0),
+        change("node:n1", "closed", 4.0),
+        change("endpoint:primary", "open", 5.0),
+    )
+    view = switched_view(found)
+    assert view is not None and len(view["changes"]) == 5
+    assert [(one["name"], one["state"], one["since"]) for one in view["now"]] == [
+        ("n1", "closed", 4.0),
+        ("n2", "open", 2.0),
+        ("s/low/preempt", "exhausted", 3.0),
+    ]
+    text = render_switched(view)
+    assert len(text) == 2 and "n2  off for now: bad" in text[0] and "OFF FOR GOOD" in text[1]
+
+
 def test_no_storage_is_no_page() -> None:
-    assert storage_view(catalogue(sealed())) is None
+    assert storage_view(catalogue(sealed())) is None and switched_view(catalogue(sealed())) is None
