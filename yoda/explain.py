@@ -224,8 +224,10 @@ def _state(events: int, done: int, quarantined: list[dict[str, Any]], entries: l
 
 def render_range(found: dict[str, Any]) -> str:
     """The story for people."""
-    size = f"{found['events']:,} events" if found["events"] > 1 else "one event"
-    out = [f"{found['range']} of {found['task']}: {size}, positions {found['start']} to {found['stop'] - 1}"]
+    size = f"one event, position {found['start']}"
+    if found["events"] > 1:
+        size = f"{found['events']:,} events, positions {found['start']} to {found['stop'] - 1}"
+    out = [f"{found['range']} of {found['task']}: {size}"]
     if found["named"]:
         out.append(f"of the named range {found['named']}")
     out.append(f"state: {found['state']}")
@@ -270,7 +272,8 @@ def _sentence(entry: dict[str, Any]) -> list[str]:
         where = f"{who}, worker {entry['worker']}, after {span(entry['seconds'])}"
         return [f"  {clock}  {entry['range']} failed on {where}: {entry['code']}, attempt {entry['attempt']}"]
     if what == "returned":
-        return [f"  {clock}  {entry['range']} came back from {who}: {entry['code'].replace('_', ' ')}"]
+        lost = f", {span(entry['seconds'])} of work lost" if entry["seconds"] >= 0.05 else ""
+        return [f"  {clock}  {entry['range']} came back from {who}: {entry['code'].replace('_', ' ')}{lost}"]
     if what == "quarantined":
         return [f"  {clock}  {entry['range']} quarantined after {entry['attempt']} attempts"]
     if what == "pending":
