@@ -15,6 +15,7 @@ from math import ceil
 from typing import Any
 
 TAG = 1
+KEPT = 256  #: sends kept at most before those that MPI has taken are looked for
 
 
 class Transport:
@@ -27,6 +28,7 @@ class Transport:
         comm.Set_errhandler(mpi.ERRORS_RETURN)
         self._status = mpi.Status()
         self._sending: list[tuple[int, Any, bytes]] = []
+        self._sweep_at = KEPT
         self._known_failed = 0
         self._can_tell = True
         self.gone: set[int] = set()  #: ranks that MPI reports dead
@@ -40,6 +42,8 @@ class Transport:
             self._sending.append((rank, self.comm.Isend([data, self._mpi.BYTE], rank, TAG), data))
         except self._mpi.Exception:
             self._look()
+        if len(self._sending) >= self._sweep_at:  # a shell that is never idle does not ask for `sending`
+            self._sweep_at = KEPT + 2 * self._unfinished()
 
     def receive(self) -> tuple[int, bytearray] | None:
         """The next message as (rank, data), or None if none is there."""
@@ -57,9 +61,13 @@ class Transport:
     @property
     def sending(self) -> bool:
         """Whether sends are not finished; finishes those it can."""
+        return self._unfinished() > 0
+
+    def _unfinished(self) -> int:
+        """How many sends MPI has not taken; forgets the others."""
         if self._sending:
             self._sending = [(r, q, d) for r, q, d in self._sending if r not in self.gone and not self._tested(q)]
-        return bool(self._sending)
+        return len(self._sending)
 
     def failed(self) -> set[int]:
         """Ranks that died since the last call, where the MPI can tell (ULFM); else nothing, ever."""
