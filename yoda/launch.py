@@ -39,7 +39,7 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
     ranks = (request.droids or nodes) + 1
     with tempfile.TemporaryDirectory(prefix="yoda-run-") as folder, shown(prepared) as line:
         exit_file = os.path.join(folder, "exit")
-        if nodes > 1:
+        if nodes > 1 or (site.launcher is not None and request.droids is None and "SLURM_JOB_ID" in environ):
             command, extra = allocation_launcher(site.launcher, nodes)
         else:
             command, extra = launcher(site.launcher, ranks, environ)

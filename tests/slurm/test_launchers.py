@@ -103,6 +103,20 @@ def test_droids_start_a_worker_for_each_core_they_may_use(
     assert (half in task.output()) == (workers["n1"] == 1), task.output()
 
 
+def test_plain_run_on_one_node_may_use_all_of_it(binding: Cluster, tmp_path: Path, reference: str) -> None:
+    """`yoda run --site` in a script of one's own that asks for one task of two cores: srun has to start two."""
+    mpi = tasks.mpi_named("mpich")
+    task = Task(binding, tmp_path, mpi, pace=0.02, launcher="srun --mpi=pmi2 --ntasks={ranks}")
+    task.write()
+    words = ["run", str(task.folder / "job.yaml"), "--task", str(task.root), "--site", str(task.folder / "site.yaml")]
+    script = "\n".join(["#!/bin/sh", *tasks.setup(task.pace), shlex.join([mpi.python, runs.ENTRY, *words])]) + "\n"
+    asked = ["-N1", "--ntasks-per-node=1", "-c2", "--exclusive", "-t5", f"--output={tmp_path}/log"]
+    done = task.until_over(job=binding.sbatch(script, *asked))
+    assert done["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
+    assert [d["workers"] for d in task.check_complete(reference)["allocations"][0]["droids"]] == [2]
+    assert "may use" not in (tmp_path / "log").read_text()
+
+
 @pytest.mark.slow
 def test_doctor_finds_droids_that_are_bound(binding: Cluster, tmp_path: Path) -> None:
     _, text = doctor(binding, tmp_path, "srun --mpi=pmi2 --ntasks={ranks} --cpu-bind=cores")

@@ -301,18 +301,19 @@ def test_dry_run_shows_script_cost_and_forecast(slurm: Cluster, tmp_path: Path, 
     assert refused.returncode == 78 and "partition" in refused.stdout + refused.stderr
 
 
+@pytest.mark.parametrize(("nodes", "name", "launcher"), [(2, "openmpi", None), (1, "mpich", PMI2), (2, "mpich", PMI2)])
 def test_plain_run_in_a_script_of_ones_own(
-    slurm_netns: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str
+    slurm_netns: Cluster, tmp_path: Path, reference: str, nodes: int, name: str, launcher: str | None
 ) -> None:
-    """No launcher and no `yoda submit`: the run finds the nodes of its allocation, one Droid on each."""
-    task = Task(slurm_netns, tmp_path, mpi_here)
+    """No mpiexec, no srun and no `yoda submit`: the run finds the nodes of its allocation, one Droid on each."""
+    mpi = tasks.mpi_named(name)
+    task = Task(slurm_netns, tmp_path, mpi, pace=0.02, launcher=launcher)
     task.write()
-    words = ["run", str(task.folder / "job.yaml"), "--task", str(task.root), "--workers", "2"]
-    lines = ["#!/bin/sh", *tasks.setup(task.pace), " ".join([mpi_here.python, runs.ENTRY, *words])]
-    script = "\n".join(lines) + "\n"
+    words = ["run", str(task.folder / "job.yaml"), "--task", str(task.root), "--site", str(task.folder / "site.yaml")]
+    script = "\n".join(["#!/bin/sh", *tasks.setup(task.pace), " ".join([mpi.python, runs.ENTRY, *words])]) + "\n"
     log = f"--output={tmp_path}/log"
-    job = slurm_netns.sbatch(script, "-N2", "--ntasks-per-node=1", "--exclusive", "-t5", log)
+    job = slurm_netns.sbatch(script, f"-N{nodes}", "--ntasks-per-node=1", "--exclusive", "-t5", log)
     done = task.until_over(job=job)
     assert done["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
     status = task.check_complete(reference)
-    assert sorted(d["host"] for d in status["allocations"][0]["droids"]) == ["n1", "n2"]
+    assert sorted(d["host"] for d in status["allocations"][0]["droids"]) == ["n1", "n2"][:nodes]
