@@ -180,7 +180,7 @@ def _event_times(out: Chronicle, pace: Pace, told: Any) -> None:
         exact = {int(bin_): int(events) for bin_, events in told}
     if pace.ranges == pace.events or 2 * sum(exact.values()) < pace.events:
         add(out.times, pace.times)
-        out.single += pace.events if pace.ranges == pace.events else 0
+        out.single += pace.single
     else:
         add(out.times, exact)
         out.single += min(pace.events, sum(exact.values()))

@@ -36,6 +36,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.ranges = self.events = 0
+        self.single = 0  #: events that were a range of their own
         self.wall = 0.0
         self._squares = 0.0  # sum of wall^2 / events per range
         self.times: dict[int, int] = {}  #: bin (eventrange.times) -> events, each counted with its range's mean
@@ -53,6 +54,7 @@ class Pace:
             return
         self.ranges += len(rows)
         self.events += int(count.sum())
+        self.single += int((count == 1).sum())
         self.wall += float(wall.sum())
         self._squares += float((wall * wall / count).sum())
         bins, inverse = np.unique(time_bins(wall / count), return_inverse=True)
@@ -75,6 +77,7 @@ class Pace:
             self.events + other.events,
             self.wall + other.wall,
         )
+        self.single += other.single
         self._squares += other._squares
         for mine, theirs in ((self.times, other.times), (self.by_second, other.by_second)):
             for key, events in theirs.items():

@@ -162,6 +162,9 @@ def test_one_bad_event_of_twenty_costs_exactly_one_and_a_fix_completes(place_her
         assert 0.29 <= seconds < 1, "CPU of the event, not of the worker's life"
     assert all(failed["wall"] >= 0.29), "known to better than a tick"
     assert place.notes("spent")[-1]["starting"] > 0
+    (merged,) = place.notes("merged")
+    assert merged["exit_code"] == 0 and place.notes("merging"), "the journal tells of the merge"
+    assert sum(events for _, events in place.notes("times")[-1]["times"]) == 19, "of single events, though one range"
     done = place.run()
     assert done.code == 65, "nothing to do but to say so\n" + done.text
     job(place, {}, 20, ranges={"events": 20})

@@ -9,10 +9,14 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sample_task import BAD, BEGIN, EVIL, frozen, sample_task
 
+from eventrange import records
 from eventrange.errors import NotATask
+from eventrange.journal import JournalWriter
+from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from yoda.cli import main
 from yoda.report import render, report
@@ -120,6 +124,87 @@ def test_pictures(tmp_path: Path) -> None:
         assert "nan" not in picture and "inf" not in picture.replace("in flight", "")
     rate, _ = history(facts)
     assert rate[facts.chronicle.axis.inside()].max() > 0
+
+
+def _more(task: TaskDir) -> JournalWriter:
+    """An allocation with everything the sample lacks: it merges, stages out, and tells event times."""
+    journal = JournalWriter(
+        task.journal("3"), frozen(Path(task.root)).fingerprint, "3", created=BEGIN + 6000, host="n1"
+    )
+    journal.note("joined", time=BEGIN + 6001, droid=1, host="n1", workers=4, startup=1.0)
+    rows = records.new(2, kind=Kind.DONE, droid=1, time=BEGIN + 6002, wall=2.0, cpu=2.0, size=10)
+    rows["start"], rows["stop"], rows["attempt"] = [350, 374], [374, 400], [0, 1]
+    journal.append(rows)
+    journal.note("times", time=BEGIN + 6003, times=[[-20, 1]])
+    journal.note("times", time=BEGIN + 6005, times=[[-20, 48], [4, 2]])
+    journal.note("endpoints", time=BEGIN + 6000, endpoints=[{"name": "tape", "url": "file:///t"}], rules={})
+    journal.note("sealed", time=BEGIN + 6005, droid=1, segment=0, size=7_000_000, adler32="0", sha256="1", members=3)
+    where = {"allocation": "3", "droid": 1, "segment": 0, "endpoint": "tape", "key": "k", "url": "file:///t/k"}
+    journal.note("staged", time=BEGIN + 6006, **where, size=7_000_000, adler32="0", sha256="1")
+    for at, before, after in ((1, "closed", "open"), (3, "open", "half-open"), (4, "half-open", "exhausted")):
+        journal.note("breaker", time=BEGIN + 6000 + at, key="node:n7", before=before, after=after, reason="why not")
+    journal.note("left", time=BEGIN + 6008, droid=1, host="n1", reason="drained")
+    journal.note("end", time=BEGIN + 6009, reason="complete", exit_code=0)
+    journal.note("merging", time=BEGIN + 6010, done=0, total=0)
+    journal.note("merged", time=BEGIN + 6020, exit_code=0, reason="")
+    journal.flush()
+    return journal
+
+
+def test_storage_attempts_and_consumers(tmp_path: Path) -> None:
+    task = sample_task(tmp_path)
+    _more(task)
+    facts = gather(task, LATER)
+    pictures = draw(facts)
+    _, words = read(render(facts, pictures))
+    for part in (
+        "done at attempt 1 176 373",
+        "done at attempt 2 1 26",
+        "quarantined 1 1",
+        "Done by 13 workers of 4 Droids in 3 allocations",
+        "events per worker 12",
+        "tape file:///t in use 1 7.0 MB 0",
+        "1 of 2 sealed segments are staged; 1 wait",
+        "half-open to exhausted",
+        "idle while another core merged",
+    ):
+        assert part in words, (part, words)
+    assert fills(pictures["breakers"]) == {"#cfe3d4", "url(#bars)", "url(#dots)", "#3b0a0a"}
+    assert "#6a4fa3" in pictures["nodes"] and "#6a4fa3" not in draw(gather(sample_task(tmp_path / "t"), LATER))["nodes"]
+
+
+def fills(picture: str) -> set[str]:
+    """What the boxes of a picture are filled with."""
+    return set(re.findall('<rect x=[^>]* fill="([^"]*)"', picture))
+
+
+def test_event_times_are_of_single_events_where_they_are_known(tmp_path: Path) -> None:
+    """The last `times` of an allocation counts; without, ranges count with their mean, and the page says so."""
+    task = sample_task(tmp_path)
+    before = gather(task, LATER).chronicle
+    assert before.single == 1 and sum(before.times.values()) == 349, "only the one beside the bad event was alone"
+    _more(task)
+    facts = gather(task, LATER)
+    after = facts.chronicle
+    assert after.single == before.single + 50 and sum(after.times.values()) == 399
+    assert {bin_: n for bin_, n in after.times.items() if bin_ not in before.times} == {-20: 48, 4: 2}
+    assert "12.78 % of the events are counted with their own time" in read(render(facts, draw(facts)))[1]
+
+
+def test_images(tmp_path: Path) -> None:
+    """Every picture as SVG of its own; with matplotlib the main ones as PNG, in the colours of the page."""
+    image = pytest.importorskip("matplotlib.image")
+    task = sample_task(tmp_path / "t", finish=True)
+    report(task, str(tmp_path / "r.html"), str(tmp_path / "pictures"))
+    found = {path.name for path in (tmp_path / "pictures").iterdir()}
+    pictures = draw(gather(task))
+    assert found == {f"{name}.svg" for name in pictures} | {"utilisation.png", "cores.png", "throughput.png"}
+    for name in pictures:
+        read((tmp_path / "pictures" / f"{name}.svg").read_text())
+    for name in ("utilisation", "cores", "throughput"):
+        pixels = image.imread(tmp_path / "pictures" / f"{name}.png")[..., :3]
+        blue = np.abs(pixels - np.array([0x2F, 0x6F, 0xB7]) / 255).max(axis=2) < 0.02
+        assert blue.sum() > 500, name
 
 
 def test_a_task_that_never_ran(tmp_path: Path) -> None:
