@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -317,3 +318,22 @@ def test_plain_run_in_a_script_of_ones_own(
     assert done["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
     status = task.check_complete(reference)
     assert sorted(d["host"] for d in status["allocations"][0]["droids"]) == ["n1", "n2"][:nodes]
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page(slurm_netns: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str) -> None:
+    """What docs/slurm.md proposes for a script of one's own: preempted, it goes on by itself."""
+    task = Task(slurm_netns, tmp_path, mpi_here, pace=0.1)
+    task.write()
+    page = (runs.REPOSITORY / "docs" / "slurm.md").read_text()
+    [script] = [text for text in page.split("```sh\n")[1:] if text.startswith("#!/bin/bash")]
+    script = script.split("```")[0].replace("--nodes=4", "--nodes=2").replace("--time=4:00:00", "--time=10")
+    words = [mpi_here.python, runs.ENTRY, "run", str(tmp_path / "job.yaml"), "--site", str(tmp_path / "site.yaml")]
+    script = script.replace("yoda run job.yaml --site site.yaml", shlex.join([*words, "--task", str(task.root)]))
+    script = script.replace("\ntrap", "\n" + "\n".join(tasks.setup(task.pace)) + "\ntrap")
+    task.jobs.append(slurm_netns.sbatch(script, "-plow", f"--output={tmp_path}/log"))
+    task.until_done(20)
+    task.preempt()
+    job = task.until_over()
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), (tmp_path / "log").read_text()
+    task.check_complete(reference)
