@@ -284,9 +284,13 @@ class DroidCore:
                     out.append(Kill(index, "the grace period is over"))
         return out + self._balance(slots)
 
-    def drain(self, now: float, grace: float) -> list[Instruction]:
-        """Start nothing new, finish the events at hand, give back the rest. Kills what is not done in time."""
-        self._kill_at = min(self._kill_at, now + max(DRAIN_KILL * grace, grace - COMMIT_SECONDS))
+    def drain(self, now: float, grace: float, said: bool = False) -> list[Instruction]:
+        """Start nothing new, finish the events at hand, give back the rest. Kills what is not done in time.
+
+        `said`: by Yoda, who knows more of the end than a signal that reached us.
+        """
+        kill_at = now + max(DRAIN_KILL * grace, grace - COMMIT_SECONDS)
+        self._kill_at = kill_at if said else min(self._kill_at, kill_at)
         if self.draining:
             return []
         self.draining = True

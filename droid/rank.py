@@ -205,7 +205,7 @@ class DroidShell:
             if message.reason != "complete":
                 self.log(f"draining within {message.grace:.1f} s: {message.reason}")
             self._upload_for(message.grace, message.reason == "complete")
-            self._do(self.core.drain(now, message.grace))
+            self._do(self.core.drain(now, message.grace, said=True))
         elif isinstance(message, messages.Reclaim):
             self._do(self.core.reclaimed(message.events, self.slots.snapshot()))
         elif isinstance(message, messages.Revoke):
@@ -250,6 +250,9 @@ class DroidShell:
         table = self.slots.snapshot()
         table = table[table["event"] >= 0]
         running = zip(table["event"].tolist(), (now - table["since"]).tolist(), strict=True)
+        commits: dict[int, int] = {}
+        if self.store is not None:
+            commits, self.store.commits = self.store.commits, commits
         times = {b: n - self._times_told.get(b, 0) for b, n in self.core.times.items()}
         self._times_told = dict(self.core.times)
         self._send(
@@ -264,6 +267,7 @@ class DroidShell:
                 times={b: n for b, n in times.items() if n},
                 schema=self.core.schema,
                 notes=self.notes,
+                commits=commits,
             )
         )
         self.out, self.evidence, self.notes, self._reported = [], [], [], now

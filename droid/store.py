@@ -22,6 +22,7 @@ from eventrange.errors import CannotWrite
 from eventrange.records import Code, Kind
 from eventrange.segment import SegmentWriter, member_name, writer
 from eventrange.taskdir import TaskDir
+from eventrange.times import add, time_bin
 
 if TYPE_CHECKING:
     from eventrange.axis import Axis
@@ -65,7 +66,10 @@ class Store:
         self._unsynced: list[NDArray[Any]] = []
         self._since = 0.0
         self._bytes = 0
-        self._syncing: deque[NDArray[Any]] = deque()  # asked of the Syncer, in order
+        self.commits: dict[int, int] = {}  #: histogram (times.py) of the seconds from `add` until it was durable
+        self._syncing: deque[tuple[NDArray[Any], float]] = (
+            deque()
+        )  # asked of the Syncer, in order, with the time of the first `add`
         self._errors = 0
         self._syncer = Syncer(wake)
 
@@ -115,7 +119,7 @@ class Store:
     def pump(self, now: float, busy: bool) -> None:
         """Collect finished syncs and ask for the next when it is due."""
         for rows, error in self._syncer.done():
-            self._syncing.popleft()
+            add(self.commits, {time_bin(now - self._syncing.popleft()[1]): 1})
             if error is not None:
                 # What an fsync refused is not on disk, whatever a later one says: those events are open again.
                 self._undo(rows, rows["size"] > 0)
@@ -126,7 +130,7 @@ class Store:
 
     def discard(self) -> None:
         """The images of all rows that are not handed out yet are of no use: return their ranges."""
-        for rows in (*self._unsynced, *self._syncing, *self.ready):
+        for rows in (*self._unsynced, *(rows for rows, _ in self._syncing), *self.ready):
             void(rows, Code.FIELDS)
 
     def seal(self) -> None:
@@ -191,7 +195,7 @@ class Store:
 
     def _request(self, file: DurableFile) -> None:
         rows, self._unsynced, self._bytes = np.concatenate(self._unsynced), [], 0
-        self._syncing.append(rows)
+        self._syncing.append((rows, self._since))
         self._syncer.request(rows, file)
 
     def _undo(self, rows: NDArray[Any], which: NDArray[np.bool_]) -> None:

@@ -62,8 +62,8 @@ class Report(Message, frozen=True, tag=2, array_like=True):
 
     `records` holds RECORD rows of kinds DONE, FAILED and RETURNED; images of DONE rows are fsynced. `want` and
     `backlog` count events. `running` is the event each worker is on and for how many seconds, oldest first (at most
-    16). `times` is the histogram of event times (times.py) since the last report, `notes` go into the journal as they
-    are.
+    16). `times` is the histogram of event times (times.py) since the last report, `commits` that of the seconds until
+    results were durable, `notes` go into the journal as they are.
     """
 
     records: bytes
@@ -76,6 +76,7 @@ class Report(Message, frozen=True, tag=2, array_like=True):
     times: dict[int, int] = {}
     schema: str = ""
     notes: list[dict[str, Any]] = []
+    commits: dict[int, int] = {}
 
 
 class Sick(Message, frozen=True, tag=3, array_like=True):

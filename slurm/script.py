@@ -35,9 +35,6 @@ from pathlib import Path
 from slurm.site import SlurmSite, clock_text, seconds
 
 DEFAULT_LAUNCHER = "mpiexec -n {ranks}"
-# Yoda must be gone before Slurm's own kill; slurmctld looks for ended jobs every few seconds and answers a requeue in
-# less
-LAST_MOMENT = 20
 # with the pauses between short ones, 10 s to 270 s, more than the 300 s Slurm takes by default to call a dead node dead
 MAX_BARREN_STARTS = 5
 
@@ -71,7 +68,6 @@ def sbatch_script(
     write the text (needed to submit it again); `logs` an existing folder every node sees; `images` one whose files grow
     with what is done; `launcher` may use `{ranks}` and `{nodes}`.
     """
-    lead = seconds(site.signal_before_end)
     start = launcher.replace("{ranks}", '"$RANKS"').replace("{nodes}", '"$SLURM_JOB_NUM_NODES"')
     return _TEMPLATE.format(
         name=job_name,
@@ -82,7 +78,7 @@ def sbatch_script(
         images=shlex.quote(str(images)),
         script=shlex.quote(str(script_path)),
         start=f"{start} {shlex.join(command)}",
-        patience=max(1, lead - LAST_MOMENT) if lead > 2 * LAST_MOMENT else max(1, lead // 2),
+        patience=site.patience,
         most=max_barren_starts,
         come_back=_REQUEUE if site.requeue else _RESUBMIT,
     )
@@ -106,7 +102,7 @@ def sbatch_options(job_name: str, site: SlurmSite, logs: Path) -> list[str]:
         ("time-min", clock_text(site.shortest) if site.time_min is not None else None),
         ("requeue" if site.requeue else "no-requeue", True),
         ("open-mode", "append"),
-        ("signal", f"B:USR1@{seconds(site.signal_before_end)}"),
+        ("signal", f"B:USR1@{site.lead}"),
         ("output", str(logs).replace("%", "%%") + "/slurm-%j.out"),
     ]
     options = [_option(key, value) for key, value in given if value is not None and value is not False]

@@ -6,6 +6,9 @@ import re
 
 import msgspec
 
+# Yoda must be gone before Slurm's own kill; slurmctld looks for ended jobs every few seconds and answers a requeue in
+# less
+LAST_MOMENT = 20
 _UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 
@@ -102,6 +105,16 @@ class SlurmSite(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def shortest(self) -> int:
         """The shortest allocation Slurm may make of this, in seconds."""
         return seconds(self.time if self.time_min is None else self.time_min)
+
+    @property
+    def lead(self) -> int:
+        """How long before the end Slurm warns, in seconds."""
+        return seconds(self.signal_before_end)
+
+    @property
+    def patience(self) -> int:
+        """How long after a warning our batch script waits for the run, in seconds: it has to come back in time."""
+        return max(1, self.lead - LAST_MOMENT) if self.lead > 2 * LAST_MOMENT else max(1, self.lead // 2)
 
     @property
     def setup_lines(self) -> list[str]:

@@ -25,18 +25,18 @@ from eventrange.intervals import IntervalSet, Pair
 from eventrange.ledger import Ledger
 from eventrange.messages import Range
 from eventrange.records import Code, Kind
-from eventrange.times import add, quantile
+from eventrange.times import add
 from yoda import tail
 from yoda.allot import Allotment
 from yoda.doubt import Doubt
 from yoda.droids import RECENT, Droid, Roster
+from yoda.ending import Ending
 from yoda.instructions import Instruction, Note, Send, Write
 from yoda.nodes import Nodes
 
 SILENT = 60.0  #: seconds without a word after which a Droid is believed lost
 LISTEN = 1.0  #: seconds between looks at who is silent
 WORKERS_PER_SECOND = 4000.0  #: ranges a second this Yoda wants to see at most; ranges get longer beyond
-MARGIN_FLOOR = 5.0  #: seconds before a deadline in which nothing new is started, at least
 _DONE = int(Kind.DONE)  # comparing with a member of an enum costs more
 DRAIN_SHARE = 0.8  #: of the grace is for the Droids, the rest for our journal
 
@@ -54,6 +54,8 @@ class Settings:
     max_attempts: int = 3
     grace: float = 30.0  #: seconds there are between a warning and the kill
     margin: float | None = None  #: seconds before the deadline at which draining begins; None: measured
+    lead: float = 0.0  #: seconds before the end of the job at which Slurm warns; 0 if it does not
+    patience: float = 0.0  #: seconds after that our batch script waits for us
     silent: float = SILENT
 
 
@@ -70,6 +72,7 @@ class Dispatcher:
         self.droids = self.roster.droids
         self.doubt = Doubt(ledger, self.roster)
         self.nodes = nodes or Nodes()
+        self.ending = Ending(settings.grace, settings.margin, settings.lead, settings.patience)
         self.schema = ""
         self.times: dict[int, int] = {}
         self.draining = ""  #: why, once we are
@@ -109,12 +112,6 @@ class Dispatcher:
             return self.exit_code, self.failure
         return RUN_AGAIN, self.draining or "stopped"
 
-    def margin(self) -> float:
-        """Seconds before the deadline at which to start nothing new: the measured tail of an event, plus the commit."""
-        if self.settings.margin is not None:
-            return self.settings.margin
-        return max(MARGIN_FLOOR, 1.2 * quantile(self.times, 0.995) + 0.2 * MARGIN_FLOOR + 2.0)
-
     # -- stimuli -----------------------------------------------------------------------------------------------------
 
     def hello(self, now: float, rank: int, host: str, workers: int) -> list[Instruction]:
@@ -140,6 +137,7 @@ class Dispatcher:
         droid.backlog, droid.busy = report.backlog, report.busy
         droid.seconds_per_event, droid.running = report.seconds_per_event, report.running
         add(self.times, report.times)
+        self.ending.committed(droids=report.commits)
         out += [Note(note["note"], {k: v for k, v in note.items() if k != "note"}) for note in report.notes]
         if report.schema and report.schema != self.schema:
             if self.schema:  # another Droid was first; this one has to do these again, knowing the fields
@@ -211,9 +209,13 @@ class Dispatcher:
                 out.append(Send(rank, messages.Revoke(messages.pack_ranges(ranges), begun=False)))
         return out
 
+    def signalled(self, now: float, signal: str) -> list[Instruction]:
+        """A signal reached a rank: stop in good order."""
+        return self.drain(now, signal, self.ending.warned(now, self.deadline, signal))
+
     def drain(self, now: float, reason: str, grace: float | None = None) -> list[Instruction]:
         """Stop in good order within `grace` seconds. A second call can only shorten it."""
-        grace = max(0.0, self.settings.grace if grace is None else grace)
+        grace = max(0.0, self.ending.warned(now, self.deadline) if grace is None else grace)
         if self.draining and now + grace >= self.drain_ends:
             return []
         self.draining = self.draining or reason
@@ -241,9 +243,9 @@ class Dispatcher:
             for droid in self.at_work:
                 if now - droid.heard > self.settings.silent:
                     out += self.lost(now, droid.rank, f"no word for {now - droid.heard:.0f} s")
-        if self.deadline is not None and not self.draining and now >= self.deadline - self.margin():
+        if self.deadline is not None and not self.draining and now >= self.deadline - self.ending.margin(self.times):
             left = max(0.0, self.deadline - now)
-            out += self.drain(now, f"deadline in {left:.0f} s", 0.9 * left)
+            out += self.drain(now, f"deadline in {left:.0f} s", self.ending.left(now, self.deadline))
         return out + self._serve(now)
 
     # -- Droids that come and go -------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ class MasterShell:
             return
         if not self.dispatcher.draining:
             self.info.say(f"{name} received; finishing the events at hand")
-        self._do(self.dispatcher.drain(time.monotonic(), name))
+        self._do(self.dispatcher.signalled(time.monotonic(), name))
 
     def _tick(self, now: float, suspended: float, begun: float) -> None:
         for rank in sorted(self.transport.failed()):
@@ -298,6 +298,8 @@ class MasterShell:
     def _commit(self, now: float) -> None:
         """Group commit: hand what waits to the kernel and have it synced, one sync at a time."""
         for _, error in self.syncer.done():
+            if self.syncing_since is not None:
+                self.dispatcher.ending.committed(journal=now - self.syncing_since)
             self.syncing_since = None
             if error is not None:
                 self.broken = error

@@ -117,6 +117,7 @@ def _yoda(
         say(f"journal {name} is damaged: {what}; what it hit is processed again")
     for warning in [*frozen.warnings, *at_start(setting, environ)]:
         say(warning)
+    batch = site.slurm if allocation.jobid is not None else None
     settings = Settings(
         size=job.ranges.events or 0 if named is None else -(-axis.total // named.count),
         whole=named is not None,
@@ -125,6 +126,8 @@ def _yoda(
         grace=site.grace,
         margin=site.margin,
         silent=site.silent,
+        lead=batch.lead if batch is not None else 0.0,
+        patience=batch.patience if batch is not None else 0.0,
     )
     try:
         os.makedirs(taskdir.journals, exist_ok=True)

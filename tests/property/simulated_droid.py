@@ -249,6 +249,8 @@ class SimDroid:
         self.unsynced: list[NDArray[Any]] = []
         self.unsynced_since = 0.0
         self.syncing: NDArray[Any] | None = None
+        self.syncing_since = 0.0
+        self.commits: dict[int, int] = {}
         self.times_sent: dict[int, int] = {}
         self.reported = -1e9
         self.offset = 0
@@ -313,7 +315,7 @@ class SimDroid:
             if self.drained_at < 0:
                 self.drained_at = now
             self.drain_ends = now + message.grace
-            self.do(self.core.drain(now, message.grace))
+            self.do(self.core.drain(now, message.grace, said=True))
         elif isinstance(message, messages.Reclaim):
             self.do(self.core.reclaimed(message.events, self.slots.copy()))
         elif isinstance(message, messages.Revoke):
@@ -431,6 +433,7 @@ class SimDroid:
         due = not self.core.holding.busy or now >= self.unsynced_since + COMMIT_SECONDS
         if self.unsynced and self.syncing is None and due:
             self.syncing, self.unsynced = np.concatenate(self.unsynced), []
+            self.syncing_since = self.unsynced_since
             self.world.after(self.world.sync_seconds(), self, self.synced)
         self.report()
 
@@ -438,6 +441,7 @@ class SimDroid:
         rows = self.syncing
         assert rows is not None
         self.syncing = None
+        add(self.commits, {time_bin(self.world.now - self.syncing_since): 1})
         for row in rows[rows["kind"] == Kind.DONE]:
             self.world.images[(self.world.allocation, self.rank, int(row["offset"]))][3] = True
         self.out.append(rows)
@@ -488,9 +492,10 @@ class SimDroid:
                 times,
                 self.core.schema,
                 [],
+                self.commits,
             )
         )
-        self.out, self.evidence, self.reported = [], [], now
+        self.out, self.evidence, self.commits, self.reported = [], [], {}, now
 
     def send(self, message: messages.Message) -> None:
         self.world.to_yoda(self, messages.encode(message))

@@ -485,7 +485,7 @@ class SimYoda:
 
     def drain(self, reason: str) -> None:
         if not self.dead:
-            self.do(self.dispatcher.drain(self.world.now, reason))
+            self.do(self.dispatcher.signalled(self.world.now, reason))
 
     def lose_part(self, seconds: float) -> None:
         """Another allocation takes a part of the axis over, does nothing, and is dead `seconds` later."""
@@ -596,11 +596,12 @@ class SimYoda:
             self.world.after(wait, self, self.turn)
             return
         size = self.journal.flush()
-        self.syncing, self.waiting_since = True, None
-        self.world.after(self.world.sync_seconds(), self, lambda: self.is_synced(size))
+        since, self.syncing, self.waiting_since = self.waiting_since, True, None
+        self.world.after(self.world.sync_seconds(), self, lambda: self.is_synced(size, since))
 
-    def is_synced(self, size: int) -> None:
+    def is_synced(self, size: int, since: float) -> None:
         self.syncing, self.synced = False, size
+        self.dispatcher.ending.committed(journal=self.world.now - since)
         self.turn()
 
     # -- the laws on the way -----------------------------------------------------------------------------------------

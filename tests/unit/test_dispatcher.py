@@ -15,8 +15,9 @@ from eventrange.messages import Drain, Grant, Reclaim, Report, Revoke
 from eventrange.records import Code, Kind
 from eventrange.times import time_bin
 from stageout.site import NodeBreakerRules
-from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Settings, Write
+from yoda.dispatcher import DRAIN_SHARE, Dispatcher, Instruction, Note, Send, Settings, Write
 from yoda.droids import RECENT, spread
+from yoda.ending import COMMIT_MOST, MARGIN_FLOOR
 from yoda.nodes import Nodes, off_now
 
 Pair = tuple[int, int]
@@ -531,12 +532,48 @@ def test_one_that_says_hello_while_we_drain_gets_the_time_that_is_left() -> None
     assert rank == 2 and message.grace == pytest.approx(8.0)
 
 
-def test_the_margin_follows_from_the_tail_of_event_times() -> None:
+def test_the_margin_follows_from_the_tail_of_event_times_and_the_commits() -> None:
     y = Yoda(10, droids=1)
-    short = y.d.margin()
+    y.d.deadline = y.now + 1000.0
+
+    def drains(left: float) -> bool:
+        other = Yoda(10, droids=1)
+        other.d.times, other.d.ending = y.d.times, y.d.ending
+        other.d.deadline = other.now + left
+        return bool(sent(other.after(0.0), Drain))
+
+    assert not drains(MARGIN_FLOOR + 0.1) and drains(MARGIN_FLOOR - 0.1)
     y.report(1, times={time_bin(50.0): 100})
-    assert y.d.margin() > max(short, 50.0)
-    assert Yoda(margin=7.0).d.margin() == 7.0
+    assert not drains(90.0) and drains(51.0)
+    y.report(1, commits={time_bin(12.0): 9})
+    y.d.ending.committed(journal=4.0)
+    assert drains(90.0) and not drains(120.0)
+    for _ in range(8):
+        y.d.ending.committed(journal=5000.0)  # the file server was gone, or we were stopped
+    assert not drains(51.0 * 1.2 + 2 * (12.0 + COMMIT_MOST) * 1.2 + 10.0)
+    assert Yoda(margin=7.0).d.ending.margin(y.d.times) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("signal", "left", "grace"),
+    [
+        ("SIGTERM", None, 30.0),
+        ("SIGTERM", 1000.0, 30.0),
+        ("SIGTERM", 20.0, 18.0),  # never longer than until the end
+        ("SIGTERM", -3.0, 30.0),  # past it a batch system warns before it kills, too
+        ("SIGUSR1", 1000.0, 30.0),  # a preemption
+        ("SIGUSR1", 170.0, 100.0),  # Slurm's warning of the end, which comes up to a minute early
+        ("SIGUSR1", 80.0, 72.0),
+        ("SIGUSR1", None, 30.0),
+    ],
+)
+def test_a_signal_leaves_the_grace_or_the_time_there_is_until_the_end(
+    signal: str, left: float | None, grace: float
+) -> None:
+    y = Yoda(10, droids=1, grace=30.0, lead=120.0, patience=100.0)
+    y.d.deadline = None if left is None else y.now + left
+    ((_, message),) = sent(y.d.signalled(y.now, signal), Drain)
+    assert message.grace == pytest.approx(DRAIN_SHARE * grace)
 
 
 def test_drains_at_the_deadline_less_the_margin() -> None:

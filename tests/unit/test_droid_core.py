@@ -427,6 +427,14 @@ def test_a_second_drain_can_only_shorten_the_grace() -> None:
     assert of(d.after(3.0), Kill)
 
 
+def test_yodas_word_on_the_end_replaces_what_a_signal_made_us_think() -> None:
+    d = Droid(1)
+    d.granted((0, 10), size=10)
+    d.core.drain(d.now, 10.0)
+    d.core.drain(d.now, 100.0, said=True)
+    assert not of(d.after(90.0), Kill) and of(d.after(10.0), Kill)
+
+
 def test_a_crash_while_draining_is_no_failure() -> None:
     d = Droid(1)
     d.granted((0, 10), size=10)
