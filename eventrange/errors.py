@@ -324,6 +324,14 @@ class StagerGone(YodaError):
     todo = "nothing is lost: the segments are in the task directory; run `yoda stageout TASK` afterwards"
 
 
+class HarvesterBusy(YodaError):
+    """Harvester has not yet taken the last report of ranges, and another one would overwrite it."""
+
+    exit_code = RUN_AGAIN
+    what = "{path} is still there: Harvester has not taken it"
+    todo = "run the same command again when it has renamed the file"
+
+
 # --- the batch system -------------------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,12 @@ def parser() -> argparse.ArgumentParser:
     ranges = commands.add_parser("ranges", help="what became of each range that someone else named")
     ranges.add_argument("task")
     ranges.add_argument("--json", action="store_true", help="one JSON object per line")
+    ranges.add_argument(
+        "--harvester",
+        metavar="FILE",
+        help="report what is new there, as PanDA's Harvester takes it: event_status.dump.json",
+    )
+    ranges.add_argument("--panda-id", default="", help="for ranges that were listed under none")
     ranges.set_defaults(command=_ranges)
 
     merge = commands.add_parser("merge", help="make the final files")
@@ -245,7 +251,15 @@ def _ranges(args: argparse.Namespace) -> int:
     from yoda.task import need_task
 
     taskdir = TaskDir(os.path.abspath(args.task))
-    view = RangesView(taskdir, need_task(taskdir))
+    frozen = need_task(taskdir)
+    view = RangesView(taskdir, frozen)
+    if args.harvester:
+        from yoda.harvester import dump
+
+        attributes = {"task": frozen.task, "fingerprint": frozen.fingerprint, "seed": frozen.seed}
+        done = dump(view, args.harvester, attributes, args.panda_id)
+        print(f"{done.finished} ranges finished ({done.gathered} gathered beside the report), {done.failed} failed")
+        return OK
     for line in json_lines(view) if args.json else text_lines(view):
         print(line)
     return OK

@@ -10,6 +10,7 @@ Rows are made while they are written: ten million need no more memory than the j
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,11 +55,12 @@ class RangesView:
                 file=taskdir.root, key="ranges.file", detail="nobody named ranges for this task", hint=hint
             )
         self.ranges: NamedRanges = self.axis.ranges
-        rows, allocation, self._names = done_records(taskdir, frozen.fingerprint)
-        self._placed = winners(rows, allocation)
+        rows, allocation, self.names = done_records(taskdir, frozen.fingerprint)
+        self.placed = winners(rows, allocation)
         quarantined = read_progress(taskdir, frozen.fingerprint).quarantined
         self._bad = np.array(quarantined.starts, np.int64), np.array(quarantined.stops, np.int64)
         self.catalogue: Catalogue = read_notes(taskdir, frozen.fingerprint)[1]
+        self._sealed = {known.path(taskdir): known for known in self.catalogue.segments.values() if known.sealed}
 
     def rows(self, numbers: NDArray[Any] | None = None) -> Iterator[dict[str, Any]]:
         """One dict per range with the keys of COLUMNS: all in axis order, or those of `numbers`."""
@@ -66,19 +68,18 @@ class RangesView:
         for at in range(0, len(chosen), _SLICE):
             some = chosen[at : at + _SLICE]
             starts, stops = self.ranges.at[some], self.ranges.at[some + 1]
-            low = np.searchsorted(self._placed["keep_start"], starts).tolist()
-            high = np.searchsorted(self._placed["keep_start"], stops).tolist()
+            low = np.searchsorted(self.placed["keep_start"], starts).tolist()
+            high = np.searchsorted(self.placed["keep_start"], stops).tolist()
             bad = covered(starts, stops, *self._bad).tolist()
             for number, start, stop, first, last, lost in zip(
                 some.tolist(), starts.tolist(), stops.tolist(), low, high, bad, strict=True
             ):
-                yield self._row(number, start, stop, self._placed[first:last], lost)
+                yield self._row(number, start, stop, self.placed[first:last], lost)
 
     def _row(self, number: int, start: int, stop: int, images: NDArray[Any], lost: int) -> dict[str, Any]:
         done = int((images["keep_stop"] - images["keep_start"]).sum())
         ((file, low, high),) = self.axis.pieces(start, stop)
-        whole = images[(images["start"] == start) & (images["stop"] == stop)]
-        members = whole[:1] if len(whole) else images
+        members = _fewest(images, start, stop)
         states = {stop - start: "done", 0: "open"}
         return {
             "range": self.ranges.name(number),
@@ -91,6 +92,22 @@ class RangesView:
             "state": "failed" if lost and done + lost == stop - start else states.get(done, "begun"),
             "members": [self._member(image) for image in members[members["size"] > 0]],
         }
+
+    def images(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows of PLACED that together are the image of a range: one where one has all of it."""
+        low, high = np.searchsorted(self.placed["keep_start"], (start, stop))
+        return _fewest(self.placed[low:high], start, stop)
+
+    def whole_archive(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        """What Harvester is told of the archive with the image of a range; None where it is not one member of a sealed
+        archive that is here."""
+        if len(row["members"]) != 1 or not row["members"][0]["sealed"]:
+            return None
+        path = row["members"][0]["archive"]
+        known = self._sealed.get(path)
+        if known is None or not os.path.exists(path):
+            return None
+        return {"path": path, "type": "zip_output", "fsize": known.size, "chksum": f"{known.adler32:08x}"}
 
     def _member(self, image: Any) -> dict[str, Any]:
         id = self.segment(image)
@@ -106,7 +123,14 @@ class RangesView:
 
     def segment(self, image: Any) -> SegmentId:
         """Where a row of PLACED lies."""
-        return SegmentId(self._names[int(image["allocation"])], int(image["droid"]), int(image["segment"]))
+        return SegmentId(self.names[int(image["allocation"])], int(image["droid"]), int(image["segment"]))
+
+
+def _fewest(images: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
+    """Of the images that hold the events of a range: the one that has all, where there is one (L3: any will do)."""
+    whole = images[(images["start"] == start) & (images["stop"] == stop)][:1].copy()
+    whole["keep_start"], whole["keep_stop"] = start, stop
+    return whole if len(whole) else images
 
 
 def json_lines(view: RangesView) -> Iterator[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,26 @@ def test_command(example: Callable[[str], Path], run: Run) -> None:
     assert fields["hit"].dtype == np.int32
     assert ((fields["layers"] > 1.0).sum(axis=1) == fields["hit_count"]).all()
     assert fields["energy"].mean() == pytest.approx(20.0, abs=5 * 20 / np.sqrt(2000))
+
+
+def test_panda(example: Callable[[str], Path], run: Run, tmp_path: Path) -> None:
+    folder = example("panda")
+    made(folder / "make_ranges.py")
+    fields = run(folder / "job.yaml")
+    assert_whole(fields, 4000, {"number", "energy", "cell"})
+    assert (fields["number"] == np.arange(1000, 5000)).all()
+    for energy, cells in zip(fields["energy"], rows(fields, "cell"), strict=True):
+        assert not len(cells) or cells.sum() == pytest.approx(energy)
+    code = "import sys; from eventrange.entry import main; sys.exit(main())"
+    task, dump = tmp_path / "task-job", tmp_path / "event_status.dump.json"
+    subprocess.run([sys.executable, "-c", code, "ranges", task, "--harvester", dump], check=True)
+    (entries,) = json.loads(dump.read_text()).values()
+    assert {entry["eventStatus"] for entry in entries} == {"finished"}
+    assert [entry["eventRangeID"] for entry in entries] == [
+        f"8848710-3005316503-6391858827-{first}-10" for first in range(1001, 5000, 5)
+    ]
+    with tarfile.open(entries[0]["path"]) as tar:
+        assert f"EventService_premerge.{entries[0]['eventRangeID']}" in tar.getnames()
 
 
 def test_nanoaod(example: Callable[[str], Path], run: Run) -> None:

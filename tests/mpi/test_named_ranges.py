@@ -6,9 +6,12 @@ import json
 import random
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import fake_harvester
 import h5py
 import numpy as np
 import runs
@@ -103,8 +106,6 @@ def test_drained_and_with_a_bad_event(place_here: Place) -> None:
     run = place.start(task="task", workers=2, env={"SLOW": "0.005"})
     run.until(lambda: place.task().allocations() != [] and len(run.err.read_bytes()) > 0, "it has begun")
     run.until(lambda: "to do" in run.err.read_text(), "it is at work")
-    import time
-
     time.sleep(1.0)
     run.signal(run.process.pid, signal.SIGTERM)
     done = run.wait()
@@ -160,3 +161,79 @@ def test_a_changed_list_is_refused_and_a_lost_copy_is_made_again(place_here: Pla
     place.job(LISTED, "listed", inputs={"format": "generate", "events": EVENTS})
     done = place.run(workers=1)
     assert done.code == 78 and "(not there)" in done.text, done.text
+
+
+def test_harvester_gives_ranges_and_takes_what_is_done(place_here: Place) -> None:
+    """Through its files, with a process on the other side: drained, killed, gone on; each range is reported once."""
+    place = place_here
+    ranges = named(place, most=60, form="groups", max_attempts=2)
+    point = place.folder / "access"
+    point.mkdir()
+    source = (place.folder / "ranges.json").rename(place.folder / "source.json")
+    words = [sys.executable, fake_harvester.__file__, str(point), str(source)]
+    with subprocess.Popen(words) as harvester:
+        try:
+            until = time.monotonic() + 20
+            while not (point / "fed").exists() and time.monotonic() < until:
+                time.sleep(0.05)
+            place.job(
+                LISTED,
+                "listed",
+                inputs={"format": "generate", "events": EVENTS},
+                ranges={"file": "access/JobsEventRanges.json", "max_attempts": 2},
+            )
+            dump = str(point / "event_status.dump.json")
+            bad = str(ranges[-1][1])
+            for number in (signal.SIGTERM, signal.SIGKILL, 0):
+                run = place.start(env={"SLOW": "0.003" if number else "0", "BAD": bad})
+                if number:
+                    before = place.done()
+                    run.until(lambda: place.done() > before + 150, "some events are done")  # noqa: B023
+                    run.signal(run.process.pid, number) if number == signal.SIGTERM else run.kill_everything()
+                if number != signal.SIGKILL:
+                    assert run.wait().code in (75, 65)
+                until = time.monotonic() + 20
+                while Path(dump).exists() and time.monotonic() < until:
+                    time.sleep(0.05)
+                print(said(place, "ranges", "--harvester", dump))
+        finally:
+            (point / "stop").touch()
+            assert harvester.wait(20) == 0
+    seen = json.loads((point / "taken.json").read_text())
+    assert seen["wrong"] == []
+    failed = [name for name, first, last in ranges if first <= int(bad) + 1 <= last]
+    assert seen["taken"] == {name: ["3005 failed" if name in failed else "3005 finished"] for name, _, _ in ranges}
+    gathered = [member.name for path in point.glob("*.tar") for member in scan(str(path))]
+    assert gathered, "there were ranges in parts, and an open segment"
+    assert said(place, "ranges", "--harvester", dump).startswith("0 ranges finished")
+    assert not Path(dump).exists()
+
+
+def test_a_range_in_parts_is_gathered_as_if_done_in_one_go(place_here: Place) -> None:
+    """Whichever way its parts were cut, the image that Harvester gets has the same bytes."""
+    place = place_here
+    named(place, most=400)
+    done = place.run(task="one", workers=1)
+    assert done.code == 0, done.text
+    run = place.start(task="two", env={"SLOW": "0.004"})
+    run.until(lambda: place.done("two") > 0 or run.process.poll() is not None, "it is at work")
+    run.signal(run.process.pid, signal.SIGTERM)
+    assert run.wait().code == 75
+    assert place.run(task="two").code == 0
+    parts = [
+        row
+        for row in map(json.loads, said(place, "ranges", "--json", task="two").splitlines()[1:])
+        if len(row["members"]) > 1
+    ]
+    assert parts, "somebody was interrupted"
+    dump = place.folder / "event_status.dump.json"
+    said(place, "ranges", "--harvester", str(dump), "--panda-id", "7", task="two")
+    (archive,) = place.folder.glob("event_status.dump.*.tar")
+    whole = {
+        row["range"]: row["members"][0]
+        for row in map(json.loads, said(place, "ranges", "--json", task="one").splitlines()[1:])
+    }
+    found = {member.name: member for member in scan(str(archive))}
+    assert set(found) == {f"test.{row['range']}" for row in parts}
+    for row in parts:
+        assert f"{found['test.' + row['range']].crc:08x}" == whole[row["range"]]["checksum"]

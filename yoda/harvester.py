@@ -1,0 +1,153 @@
+"""`yoda ranges TASK --harvester FILE`: the ranges that are done and have failed, for PanDA's Harvester to take up.
+
+FILE is `event_status.dump.json` in the worker's access point, as Harvester's shared-file messenger reads it:
+
+    {"<PandaID>": [{"eventRangeID", "eventStatus": "finished", "path", "type": "zip_output", "fsize", "chksum"},
+                   {"eventRangeID", "eventStatus": "failed"}]}
+
+Harvester wants one member `<anything>.<eventRangeID>` in one archive for each range. Most images are that already, in a
+sealed segment. The others (parts of ranges that were interrupted, images in a segment that was never sealed or is only
+on storage any more) are gathered, parts joined, in an archive beside FILE.
+
+Harvester renames what it has taken to FILE.read and FILE.read.<time>. These are the only book that is kept: what stands
+there is not reported again, and while FILE itself is there, nothing is.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from eventrange import image
+from eventrange.durable import explain, write_file
+from eventrange.errors import ConfigError, HarvesterBusy
+from eventrange.segment import Sealed, SegmentWriter, checksum, writer
+from stageout.layout import joined_images, layouts_of
+from stageout.source import Images
+from yoda.merging import open_images
+from yoda.ranges_view import RangesView
+
+FINISHED, FAILED = "finished", "failed"
+
+
+@dataclass(frozen=True)
+class Dumped:
+    """What was reported: ranges finished, failed, and how many of the finished are in an archive beside the dump."""
+
+    finished: int
+    failed: int
+    gathered: int
+
+
+def dump(view: RangesView, path: str, attributes: dict[str, Any], panda_id: str = "") -> Dumped:
+    """Report what Harvester does not know yet in the file at `path`; writes none where there is nothing.
+
+    `attributes` are those of the task's images; `panda_id` stands for ranges that were listed under none. Raises
+    HarvesterBusy where the last report has not been taken, ConfigError, CannotWrite, ImageDamaged.
+    """
+    path = os.path.abspath(path)
+    if os.path.lexists(path):
+        raise HarvesterBusy(path=path)
+    known = _reported(path)
+    found: dict[str, list[dict[str, Any]]] = {}
+    archive = f"{path.removesuffix('.json')}.{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}.tar"
+    gatherer = _Gatherer(view, archive, attributes)
+    count = {FINISHED: 0, FAILED: 0}
+    with closing(gatherer):
+        for number, row in enumerate(view.rows()):
+            if row["state"] not in ("done", "failed") or row["range"] in known:
+                continue
+            entry = {"eventRangeID": row["range"], "eventStatus": FINISHED if row["state"] == "done" else FAILED}
+            if row["state"] == "done" and row["members"]:
+                entry |= view.whole_archive(row) or gatherer.take(number, row)
+            group = row["group"] or panda_id
+            if not group:
+                hint = "give the PandaID with --panda-id, or list the ranges as {PandaID: [...]}"
+                detail = f"{row['range']} was listed under no PandaID"
+                raise ConfigError(file=view.taskdir.root, key="ranges.file", detail=detail, hint=hint)
+            count[entry["eventStatus"]] += 1
+            found.setdefault(group, []).append(entry)
+        sealed = gatherer.seal()
+    if sealed is not None:
+        about = {"fsize": sealed.size, "chksum": f"{sealed.adler32:08x}"}
+        for entry in (entry for entries in found.values() for entry in entries if entry.get("path") == archive):
+            entry |= about
+    if found:
+        write_file(path, json.dumps(found).encode())
+    return Dumped(count[FINISHED], count[FAILED], gatherer.count)
+
+
+def _reported(path: str) -> set[str]:
+    """Names of the ranges in what Harvester has taken."""
+    found: set[str] = set()
+    for name in glob.glob(glob.escape(path) + ".read*"):
+        with suppress(OSError, msgspec.MsgspecError, AttributeError, TypeError, KeyError), open(name, "rb") as file:
+            for entries in msgspec.json.decode(file.read()).values():
+                found |= {entry["eventRangeID"] for entry in entries}
+    return found
+
+
+class _Gatherer:
+    """An archive of images that are no member of a sealed one, made when there is the first."""
+
+    def __init__(self, view: RangesView, path: str, attributes: dict[str, Any]) -> None:
+        self.view, self.path, self.attributes = view, path, attributes
+        self.count = 0
+        self._out: SegmentWriter | None = None
+        self._images: Images | None = None
+
+    def take(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
+        """Add the image of a range; returns what the dump says of it, but for size and checksum of the archive."""
+        view = self.view
+        if self._images is None:
+            self._images = open_images(view.taskdir, view.names, view.placed, view.catalogue)
+        start, stop = view.ranges.bounds(number)
+        data = _whole(self._images, view, start, stop, self.attributes)
+        if self._out is None:
+            try:
+                os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            except OSError as error:
+                raise explain(error, os.path.dirname(self.path)) from error
+            self._out = writer(self.path)
+        self._out.append(view.axis.member(view.task, start, stop), data, checksum(data))
+        self.count += 1
+        return {"path": self.path, "type": "zip_output"}
+
+    def seal(self) -> Sealed | None:
+        """Finish the archive, if there is one."""
+        out, self._out = self._out, None
+        return out.seal() if out is not None else None
+
+    def close(self) -> None:
+        if self._out is not None:  # broken off: nobody will hear of it
+            self._out.close()
+            os.unlink(self.path)
+        if self._images is not None:
+            self._images.close()
+
+
+def _whole(images: Images, view: RangesView, start: int, stop: int, attributes: dict[str, Any]) -> bytes:
+    """The image of a range, as if it had been done in one go."""
+    rows = view.images(start, stop)
+    if len(rows) == 1 and (rows[0]["start"], rows[0]["stop"]) == (start, stop):
+        return images.fetch(rows[0])
+    parts = list(_kept(images, rows))
+    names = frozenset(name for part in parts for name in part.fields)
+    schema = image.schema_of_image(parts[0])
+    one = joined_images(layouts_of(parts[0], names), schema, parts)
+    return image.build_columns(one.positions, one.fields, attributes)
+
+
+def _kept(images: Images, rows: Any) -> Iterator[image.Image]:
+    for row in rows:
+        found = image.read(images.fetch(row))
+        first = int(row["start"])
+        yield found.select(slice(int(row["keep_start"]) - first, int(row["keep_stop"]) - first))
