@@ -103,6 +103,13 @@ class Images:
                 self.away.add((id, offset))
         raise ImageDamaged(path=path, offset=offset, detail="; ".join(details)) from first
 
+    def replace(self, placed: NDArray[Any]) -> None:
+        """From now on these rows will be asked for. What is known of endpoints stays."""
+        with self._lock:
+            self.placed, self._order = placed, None
+            self._spans.clear()
+            self._kept.clear()
+
     def close(self) -> None:
         """Let go of connections."""
         for endpoint in self._endpoints or ():

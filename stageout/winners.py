@@ -100,6 +100,44 @@ def _race(records: NDArray[Any], rows: NDArray[Any]) -> tuple[NDArray[Any], NDAr
     return rows[who[taken]], begin[taken], end[taken]
 
 
+def instead(
+    records: NDArray[Any], allocations: NDArray[Any] | int, placed: NDArray[Any], spoilt: NDArray[Any]
+) -> NDArray[Any] | None:
+    """`placed` with other images of the same events in place of those in `spoilt` (PLACED: all that are known to be
+    bad): the next best by the same rule. What has no other image stays; None where nothing has one."""
+    of = np.broadcast_to(np.asarray(allocations, np.uint32), records.shape)
+    known = set(map(_place, spoilt, spoilt["allocation"]))
+    bad = np.isin(placed["keep_start"], spoilt["keep_start"])
+    bad[bad] = [_place(row, row["allocation"]) in known for row in placed[bad]]
+    near = np.zeros(len(records), np.bool_)
+    for first, stop in placed[bad][["keep_start", "keep_stop"]].tolist():
+        near |= (records["start"] < stop) & (records["stop"] > first)
+    rows, of = records[near], of[near]
+    done = rows["kind"] == Kind.DONE
+    good = ~done | (rows["size"] > 0)
+    good[done] &= [_place(row, index) not in known for row, index in zip(rows[done], of[done], strict=True)]
+    others, out, found = winners(rows[good], of[good]), [placed[~bad]], False
+    for row in placed[bad]:
+        first, stop = int(row["keep_start"]), int(row["keep_stop"])
+        mine = others[(others["keep_start"] < stop) & (others["keep_stop"] > first)]
+        mine["keep_start"], mine["keep_stop"] = (
+            mine["keep_start"].clip(first, stop),
+            mine["keep_stop"].clip(first, stop),
+        )
+        rest = gaps(np.stack((mine["keep_start"], mine["keep_stop"]), axis=1), first, stop)
+        still = np.repeat(row.reshape(1), len(rest))
+        still["keep_start"], still["keep_stop"] = rest[:, 0], rest[:, 1]
+        out += [mine, still]
+        found = found or len(mine) > 0
+    whole = np.concatenate(out)
+    return whole[np.argsort(whole["keep_start"])] if found else None
+
+
+def _place(row: Any, allocation: Any) -> tuple[int, int, int, int]:
+    """Where the image of a row is."""
+    return int(allocation), int(row["droid"]), int(row["segment"]), int(row["offset"])
+
+
 def gaps(pieces: NDArray[Any], first: int, stop: int) -> NDArray[np.int64]:
     """The intervals of [first, stop) in none of `pieces` ((k, 2), any order, may overlap); shape (m, 2), sorted."""
     pieces = np.asarray(pieces, np.int64).reshape(-1, 2)

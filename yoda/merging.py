@@ -20,7 +20,7 @@ from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue
 from stageout.merge import Merged, merge
 from stageout.source import Images
-from stageout.winners import winners
+from stageout.winners import instead, winners
 from yoda.salvage import salvage
 from yoda.stageout import storage_of
 from yoda.task import Frozen
@@ -128,9 +128,11 @@ def _merge_once(
     payload, catalogue = read_notes(taskdir, fingerprint)
     folder, file = where(choices.output, taskdir, frozen.task)
     quarantined = np.array(list(known.quarantined), np.int64).reshape(-1, 2)
+    far = any(known.copies and not known.local for known in catalogue.segments.values())
     with closing(open_images(taskdir, names, placed, catalogue, site)) as images:
-        try:
-            merged = merge(
+
+        def once(placed: NDArray[Any]) -> Merged:
+            return merge(
                 placed,
                 images.fetch,
                 folder,
@@ -144,27 +146,48 @@ def _merge_once(
                 events_per_file=choices.events_per_file,
                 jagged=payload.get("jagged", ()),
                 partial=choices.partial,
-                readers=READERS
-                if any(known.copies and not known.local for known in catalogue.segments.values())
-                else 1,
+                readers=READERS if far else 1,
                 progress=progress,
             )
-        except MergeIncomplete as error:
-            damaged = error.values.get("damaged")
-            if damaged is None or not len(damaged):
-                raise
-            away = _away(images, damaged)
-            if len(away):
-                count = int((away["keep_stop"] - away["keep_start"]).sum())
-                detail = "; ".join(f"{name}: {why}" for name, why in sorted(images.offline.items()))
-                raise StorageOffline(events=total, missing=count, detail=detail) from error
-            moved = salvage(images, frozen.task, fingerprint, damaged, Axis.from_dict(frozen.axis))
-            if moved.images:
-                say(f"{moved.images} images beside the damaged ones are moved to segments/{moved.allocation}")
-            raise
-        for name, why in sorted(images.offline.items()):
-            say(f"storage {name} cannot be used: {why}")
-        return merged
+
+        spoilt = placed[:0]
+        while True:
+            failure: MergeIncomplete | None = None
+            try:
+                merged = once(placed)
+                damaged = merged.damaged
+            except MergeIncomplete as error:
+                failure, damaged = error, error.values.get("damaged", placed[:0])
+            spoilt = np.concatenate((spoilt, damaged))
+            others = instead(rows, allocation, placed, spoilt) if len(damaged) else None
+            if others is None:
+                break
+            say(f"{len(damaged)} images cannot be used; there are others of the same events")
+            images.replace(placed := others)
+        if failure is None:
+            for name, why in sorted(images.offline.items()):
+                say(f"storage {name} cannot be used: {why}")
+            return merged
+        if not len(damaged):
+            raise failure
+        away = _away(images, spoilt[_touch(spoilt, damaged)])
+        if len(away):
+            there = damaged[_touch(damaged, away)]
+            count = int((there["keep_stop"] - there["keep_start"]).sum())
+            detail = "; ".join(f"{name}: {why}" for name, why in sorted(images.offline.items()))
+            raise StorageOffline(events=total, missing=count, detail=detail) from failure
+        moved = salvage(images, frozen.task, fingerprint, damaged, Axis.from_dict(frozen.axis))
+        if moved.images:
+            say(f"{moved.images} images beside the damaged ones are moved to segments/{moved.allocation}")
+        raise failure
+
+
+def _touch(rows: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of `rows` share events with any of `others`."""
+    found = np.zeros(len(rows), np.bool_)
+    for first, stop in others[["keep_start", "keep_stop"]].tolist():
+        found |= (rows["keep_start"] < stop) & (rows["keep_stop"] > first)
+    return found
 
 
 def _away(images: Images, damaged: NDArray[Any]) -> NDArray[Any]:
