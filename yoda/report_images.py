@@ -55,14 +55,16 @@ def _utilisation(facts: Facts, axes: Any) -> None:
     below = np.zeros(c.axis.columns)
     for state in (*ORDER, "idle"):
         colour, _, word = STATES[state]
+        line = "#6b7280" if state in HATCHES or state == "idle" else "none"
         axes.fill_between(
-            np.arange(c.axis.columns), below, below + sums[state], step="post", facecolor=colour,
-            edgecolor="#6b7280" if state in HATCHES else "none", linewidth=0, hatch=HATCHES.get(state), label=word,
+            np.arange(c.axis.columns), below, below + sums[state], step="post", facecolor=colour, edgecolor=line,
+            linewidth=0.3 * (state == "idle"), hatch=HATCHES.get(state), label=word,
         )  # fmt: skip
         below = below + sums[state]
     axes.set_ylabel("cores")
+    axes.set_ylim(bottom=0)
     _time(facts, axes)
-    axes.figure.legend(ncols=6, fontsize="small", loc="outside upper center", frameon=False)
+    axes.figure.legend(ncols=7, fontsize="x-small", loc="outside upper center", frameon=False)
 
 
 def _cores(facts: Facts, axes: Any) -> None:
@@ -76,14 +78,15 @@ def _cores(facts: Facts, axes: Any) -> None:
         share = sums[state][..., None] / total
         picture = picture * (1 - share) + np.where(state == "drained", 0.85, colour) * share
     axes.imshow(np.clip(picture, 0, 1), aspect="auto", interpolation="nearest", origin="upper")
-    axes.set_ylabel("core")
+    names = [(lane, label) for lane, label in enumerate(c.core_labels) if label][:: -(-c.cores.lanes // 32)]
+    axes.set_yticks([lane for lane, _ in names], [label for _, label in names], fontsize="x-small")
     from matplotlib.patches import Patch
 
     looks = [
         Patch(facecolor="0.85" if state == "drained" else STATES[state][0], edgecolor="#6b7280", label=STATES[state][2])
         for state in (*ORDER, "idle")
     ]
-    axes.figure.legend(handles=looks, ncols=6, fontsize="small", loc="outside upper center", frameon=False)
+    axes.figure.legend(handles=looks, ncols=7, fontsize="x-small", loc="outside upper center", frameon=False)
     for lane in range(1, c.cores.lanes):
         axes.axhline(lane - 0.5, color="white", linewidth=0.6)
     _time(facts, axes)
