@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 SECONDS = 2.0  #: between two looks
+SHARE = 0.05  #: of one core that looking may cost: login nodes are shared
 PARTS = (
     ("productive", "busy", "green"),
     ("idle", "idle", "default"),
@@ -49,13 +50,15 @@ def watch(taskdir: TaskDir, every: float = SECONDS) -> None:
         console = Console(width=80)
         console.print(page(live.state(), 80))
         return
-    state = live.state()
+    state, pause = live.state(), 0.0
     with Screen(page(state, console.width), console=console, auto_refresh=False) as screen:
         try:
             while not state["complete"] or _merging(state):
-                time.sleep(every)
+                time.sleep(max(every, pause))
+                begun = time.thread_time()
                 state = live.state()
                 screen.update(page(state, console.width, console.height), refresh=True)
+                pause = (time.thread_time() - begun) / SHARE
         except KeyboardInterrupt:
             pass
 
