@@ -48,10 +48,11 @@ def slurm_view(taskdir: TaskDir, name: str, run: Runner | None = None) -> dict[s
             if found is not None:
                 jobs[found["job"]] = found
     for number, path in outputs.items():
-        starts, ends = past(number, path)
+        starts, ends, said = past(number, path)
         if number in jobs or starts:
             entry = jobs.setdefault(number, {"job": number, "state": "GONE", "reason": "", "start": None, "end": None})
             entry.update(starts=starts, preempted=ends[Ended.PREEMPTED], ends={e.value: n for e, n in ends.items()})
+            entry.update(said=said, output=path)
     if ran.code == NOT_FOUND:
         why = "there is no squeue here"
     else:
@@ -78,23 +79,27 @@ def _job(line: str, folder: str) -> dict[str, Any] | None:
         "starts": 0,
         "preempted": 0,
         "ends": {},
+        "said": "",
     }
 
 
-def past(job: int, path: str) -> tuple[int, Counter[Ended]]:
-    """How often a job has started, and why its starts ended but for the last, from its output."""
+def past(job: int, path: str) -> tuple[int, Counter[Ended], str]:
+    """How often a job has started, why its starts ended but for the last, and the last words of the script, if it has
+    ended by itself; from its output."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - _TAIL))
             text = file.read().decode(errors="replace")
     except OSError:
-        return 0, Counter()
+        return 0, Counter(), ""
     starts = sorted({int(n) for n in re.findall(rf"allocation {job}\.(\d+): starts on", text)})
+    last = re.findall(rf"allocation {job}\.(\d+): (ends with code \d+|gives up: [^;]*)", text)[-1:]
+    said = "".join(words for number, words in last if not starts or int(number) >= starts[-1])
     if not starts:
-        return 0, Counter()
+        return 0, Counter(), said
     nobody: Runner = _nobody
     ends = Counter(why_ended(job, number, nobody, text) for number in starts[:-1])
-    return starts[-1] + 1, ends
+    return starts[-1] + 1, ends, said
 
 
 def _nobody(argv: Any, stdin: str | None = None) -> Ran:
@@ -115,7 +120,10 @@ def render(view: dict[str, Any] | None, now: float | None = None) -> list[str]:
         others = sum(job["ends"].values()) - job["preempted"]
         if others > 0:
             parts.append("otherwise restarted " + (f"{others} times" if others > 1 else "once"))
-        if job["state"] != "GONE" or job["preempted"] or others:
+        bad = job["state"] == "GONE" and job.get("said", "") not in ("", "ends with code 0", "ends with code 65")
+        if bad:
+            parts += [job["said"], f"see {job['output']}"]
+        if job["state"] != "GONE" or job["preempted"] or others or bad:
             lines.append(f"  job {job['job']}  {', '.join(parts)}")
     if not view["answered"]:
         lines.append(f"  Slurm does not answer: {view['why'].splitlines()[0] if view['why'] else 'no reason given'}")

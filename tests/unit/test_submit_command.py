@@ -169,6 +169,23 @@ def test_view_tells_pending_running_and_preempted(submitted: TaskDir) -> None:
     assert "job 8  running on 4 nodes, 1 h 00 min left" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("gives up: 5 starts in a row ended and no event was done; see above why.", "gives up: 5 starts in a row"),
+        ("ends with code 78", "ends with code 78"),
+        ("ends with code 0", ""),
+        ("work is left; for Slurm the job is RUNNING", ""),
+    ],
+)
+def test_view_of_a_job_that_gave_up(submitted: TaskDir, words: str, said: str) -> None:
+    path = Path(submitted.slurm) / "slurm-9.out"
+    path.write_text(f"2026-11-22 19:00:00 allocation 9.0: starts on n1\n2026-11-22 19:00:09 allocation 9.0: {words}\n")
+    view = slurm_view(submitted, "zjets", FakeSlurm(squeue=Ran(0, "")))
+    lines = [line for line in render(view) if "job 9 " in line]
+    assert (said in lines[0] and str(path) in lines[0]) if said else lines == []
+
+
 def test_view_without_an_answer(submitted: TaskDir) -> None:
     for ran, why in ((Ran(127, ""), "there is no squeue here"), (Ran(124, "", "squeue: no answer"), "no answer")):
         view = slurm_view(submitted, "zjets", FakeSlurm(squeue=ran))
