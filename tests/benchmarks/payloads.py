@@ -85,3 +85,17 @@ class Heavy:
     def process(self, event: int, random: Any) -> dict[str, Any]:
         time.sleep(0.05)
         return {"x": float(self.table.sum())}
+
+
+class Naps:
+    """Events of known length that use no CPU: `file` is a numpy array of seconds by event."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def setup(self) -> None:
+        self.seconds = np.load(self.file, mmap_mode="r")
+
+    def process(self, event: int, random: Any) -> dict[str, Any]:
+        time.sleep(float(self.seconds[event]))
+        return {"x": 1.0}
