@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import resource
 import select
 import socket
 import sys
@@ -105,7 +106,7 @@ class WorkerLoop:
         self._rows.append(
             (
                 *(kind, code, attempt, 0, 0, 0, zlib.crc32(data) if data else 0, start, stop),
-                *(clock, time.monotonic() - wall, time.process_time() - cpu, 0, len(data), 0),
+                *(clock, time.monotonic() - wall, cpu_seconds() - cpu, 0, len(data), 0),
             )
         )
         if data:
@@ -114,7 +115,7 @@ class WorkerLoop:
 
     def _failed(self, event: int, attempt: int, code: Code, text: str, begun: tuple[float, float, float]) -> None:
         self._row(Kind.FAILED, code, (event, event + 1, attempt), begun)
-        cpu, wall = time.process_time() - begun[2], time.monotonic() - begun[1]
+        cpu, wall = cpu_seconds() - begun[2], time.monotonic() - begun[1]
         self._evidence.append(Evidence(event, attempt, int(code), text[-TEXT:], tail(self.stderr), cpu, wall, 0))
 
     # -- work --------------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ class WorkerLoop:
         Together the rows cover the range exactly once, in order.
         """
         start, stop, attempt = work
-        begun = (time.time(), time.monotonic(), time.process_time())
+        begun = (time.time(), time.monotonic(), cpu_seconds())
         self.slot.begin(start, 1 if self.payload.per_event else stop - start, *begun[1:])
         try:
             events = self._read(start, stop, begun) if self.payload.needs_events else range(start, stop)
@@ -146,7 +147,7 @@ class WorkerLoop:
 
     def _read(self, start: int, stop: int, begun: tuple[float, float, float]) -> Sequence[Any]:
         events = self.events.read(start, stop)
-        self.waited += max(0.0, time.monotonic() - begun[1] - (time.process_time() - begun[2]))
+        self.waited += max(0.0, time.monotonic() - begun[1] - (cpu_seconds() - begun[2]))
         return events
 
     def _per_event(self, work: Range, events: Sequence[Any], begun: tuple[float, float, float]) -> None:
@@ -164,12 +165,12 @@ class WorkerLoop:
             enter(at, 1, before)
             if before - asked > CPU_SECONDS:
                 asked = before
-                slot.used(time.process_time())
+                slot.used(cpu_seconds())
             try:
                 made.append(process(events[at - start], at))
             except BaseException as error:  # sys.exit() in a payload ends an event, not a worker
                 self._done(first, made, attempt, begun)
-                self._failed(at, attempt, _code(error), text_of(error), (time.time(), before, time.process_time()))
+                self._failed(at, attempt, _code(error), text_of(error), (time.time(), before, cpu_seconds()))
                 made, first, begun = [], at + 1, _now()
             after = time.monotonic()
             bin_ = floor(PER_OCTAVE * log2(after - before)) if after - before > 1e-7 else SHORTEST
@@ -244,8 +245,14 @@ class WorkerLoop:
         self._done(start + half, made[half:], attempt, _now())
 
 
+def cpu_seconds() -> float:
+    """CPU seconds of this process, and of the programs it has started and waited for."""
+    programs = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + programs.ru_utime + programs.ru_stime
+
+
 def _now() -> tuple[float, float, float]:
-    return time.time(), time.monotonic(), time.process_time()
+    return time.time(), time.monotonic(), cpu_seconds()
 
 
 def _code(error: BaseException) -> Code:

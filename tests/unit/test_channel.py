@@ -17,11 +17,15 @@ import h5py
 import numpy as np
 import pytest
 
+from droid import wire
 from droid.channel import CommandPayload
 from droid.payload import Worker
 from droid.program_output import Unreadable, declared, read_output
+from droid.slots import Slots
+from droid.worker import WorkerLoop
 from eventrange.axis import Axis
 from eventrange.errors import BAD_CONFIG, PayloadError, PayloadFailed, PayloadOptions
+from eventrange.records import Kind
 
 Make = Callable[..., CommandPayload]
 
@@ -313,3 +317,42 @@ def test_declared_fields(tmp_path: Path) -> None:
         (tmp_path / "o").write_text(text)
         with pytest.raises(Unreadable, match=says):
             read_output(tmp_path / "o", fields)
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+BURNS = """
+    #!PYTHON
+    import subprocess, sys, time
+    def burn(seconds):
+        while time.process_time() < seconds:
+            pass
+    if sys.argv[1] == "child":
+        burn(0.2)
+    else:
+        burn(0.2)
+        subprocess.run([sys.executable, __file__, "child"], check=True)
+        for event in range(int(sys.argv[1]), int(sys.argv[2]) + 1):
+            print('{"x": 1}')
+"""
+
+
+def test_the_cpu_seconds_of_a_program_and_what_it_starts_are_in_the_records(make: Make) -> None:
+    sent: list[bytes] = []
+    send = lambda parts: sent.append(b"".join(bytes(part) for part in parts))  # noqa: E731
+    payload = make(BURNS, "{first}", "{last}")
+    loop = WorkerLoop(payload, InputsOfPrograms(), Slots(1).worker(0), send, {})
+    loop.process((0, 3, 0))
+    loop.process((3, 4, 0))
+    loop.flush()
+    ((_, batch),) = wire.FrameReader().feed(sent[0])
+    rows, _, _ = wire.unbatch(batch)
+    assert rows["kind"].tolist() == [Kind.DONE] * 2
+    assert (rows["cpu"] >= 0.4).all() and (rows["cpu"] < rows["wall"] + 0.1).all()
+
+
+class InputsOfPrograms:
+    """Programs read their input themselves."""
+
+    def read(self, start: int, stop: int) -> list[Any]:
+        raise AssertionError("nobody reads for a program")
