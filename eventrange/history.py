@@ -27,7 +27,8 @@ from eventrange.taskdir import TaskDir
 
 
 class Tried(NamedTuple):
-    """Failed attempts at one event so far, and the (allocation, Droid) of each that is known, in order."""
+    """Failed attempts at one event so far, and the (allocation, Droid) of each that is known, in order; without those
+    on Droids that were doubted."""
 
     attempts: int
     droids: tuple[tuple[str, int], ...]
@@ -159,7 +160,9 @@ def read_progress(
     for name, entry in story.whole():
         if not isinstance(entry, dict):
             fold.add(entry, name)
-        elif entry.get("note") == "schema":
+            continue
+        fold.note(entry, name)
+        if entry.get("note") == "schema":
             out.schema = out.schema or str(entry.get("schema") or "")
         elif entry.get("note") == "end":
             out.ended[name] = str(entry.get("reason", ""))
@@ -204,6 +207,7 @@ class Fold:
     def __init__(self) -> None:
         self.done, self.quarantined = Sum(), Sum()
         self._failed: dict[int, list[tuple[str, int]]] = {}
+        self._doubted: set[tuple[str, Any]] = set()
 
     def add(self, rows: NDArray[Any], allocation: str = "") -> None:
         """`rows` RECORD, shape (n,)."""
@@ -248,13 +252,18 @@ class Fold:
         self.done.add(np.array(done.starts, np.int64), np.array(done.stops, np.int64))
         self.quarantined.add(np.array(quarantined.starts, np.int64), np.array(quarantined.stops, np.int64))
 
+    def note(self, note: dict[str, Any], allocation: str) -> None:
+        """What Yoda noted: the failures of a Droid that she came to doubt count against no event."""
+        if note.get("note") == "doubted":
+            self._doubted.add((allocation, note.get("droid")))
+
     def result(self) -> tuple[IntervalSet, IntervalSet, dict[int, Tried]]:
         """(done, quarantined and not done, failed and neither of these)"""
         done = IntervalSet.from_arrays(*self.done.result())
         quarantined = IntervalSet.from_arrays(*difference(*self.quarantined.result(), *self.done.result()))
-        attempts = {
-            event: Tried(len(droids), tuple(droids))
-            for event, droids in self._failed.items()
-            if event not in done and event not in quarantined
-        }
+        attempts = {}
+        for event, droids in self._failed.items():
+            held = tuple(droid for droid in droids if droid not in self._doubted)
+            if held and event not in done and event not in quarantined:
+                attempts[event] = Tried(len(held), held)
         return done, quarantined, attempts

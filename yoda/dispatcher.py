@@ -343,6 +343,9 @@ class Dispatcher:
         droid.recent.append(True)
         attempts = self.ledger.fail(droid.rank, event)
         retry = self.ledger.retries.get(event) or self.ledger.attempts.get(event)
+        if droid.state == "doubted":
+            self.doubt.forgive(droid.rank)
+            return out
         if retry is not None and len(retry.droids) > 1:
             for rank in list(retry.droids):
                 out += self._verdict(now, rank, False)

@@ -32,7 +32,9 @@ class Follower:
                     # A later journal voids what comes before it, so also what we would do now: the next one does it.
                     entry = entry[entry["kind"] != Kind.PENDING]
                 self._fold.add(entry, name)
-            elif entry.get("note") == "schema":
+                continue
+            self._fold.note(entry, name)
+            if entry.get("note") == "schema":
                 self._schemas.setdefault(name, str(entry.get("schema") or ""))
             elif entry.get("note") == "end":
                 self._ended[name] = str(entry.get("reason", ""))

@@ -258,6 +258,10 @@ def test_a_droid_whose_failures_others_cannot_repeat_is_doubted_and_they_are_for
     assert all(retry.attempts == 0 for retry in y.ledger.retries.values())
     assert y.d.droids[1].state == "doubted"
     assert not grants(y.wants(1, 8), 1)
+    event = y.ledger.pending.starts[0]
+    y.ledger.grant(1, event, event + 1)
+    y.fails(1, event)  # what it was still on
+    assert y.ledger.retries[event].attempts == 0
 
 
 def test_a_damaged_stretch_of_a_file_is_not_the_fault_of_those_who_meet_it() -> None:

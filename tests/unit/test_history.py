@@ -18,6 +18,8 @@ from eventrange.intervals import IntervalSet
 from eventrange.journal import JournalWriter
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
+from yoda.follower import Follower
+from yoda.prepared import ledger_of
 
 
 @pytest.fixture
@@ -58,6 +60,17 @@ def test_fold(task: TaskDir) -> None:
     assert found.attempts == {16: (1, (("2", 4),))}
     assert found.schema == "s1" and found.ended == {"2": "complete"} and found.records == 8
     assert not found.damage and list(found.journals) == ["1", "2"]
+
+
+def test_failures_on_a_droid_that_was_doubted_count_against_no_event(task: TaskDir) -> None:
+    write(task, "1", (Kind.FAILED, 12, 13), (Kind.FAILED, 14, 15), {"name": "doubted", "droid": 4, "reason": "r"})
+    write(task, "2", (Kind.FAILED, 14, 15))  # droid 4 of this allocation is another
+    found = read_progress(task, "f")
+    assert found.attempts == {14: (1, (("2", 4),))}
+    follower = Follower(task, "f", "3")
+    assert follower.read(lambda name: True).attempts == {14: 1}
+    ledger = ledger_of(20, found)
+    assert 12 in ledger.pending and ledger.retries[14].attempts == 1
 
 
 def test_only_some_allocations(task: TaskDir) -> None:
