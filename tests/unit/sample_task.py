@@ -74,6 +74,31 @@ def sample_task(root: Path, finish: bool = False) -> TaskDir:
     return task
 
 
+def merged_task(task: TaskDir) -> JournalWriter:
+    """Add to `sample_task` an allocation with everything it lacks: it merges, stages out, and tells event times."""
+    journal = JournalWriter(
+        task.journal("3"), frozen(Path(task.root)).fingerprint, "3", created=BEGIN + 6000, host="n1"
+    )
+    journal.note("joined", time=BEGIN + 6001, droid=1, host="n1", workers=4, startup=1.0)
+    rows = records.new(2, kind=Kind.DONE, droid=1, time=BEGIN + 6002, wall=2.0, cpu=2.0, size=10)
+    rows["start"], rows["stop"], rows["attempt"], rows["worker"] = [350, 374], [374, 400], [0, 1], [0, 1]
+    journal.append(rows)
+    journal.note("times", time=BEGIN + 6003, times=[[-20, 1]])
+    journal.note("times", time=BEGIN + 6005, times=[[-20, 48], [4, 2]])
+    journal.note("endpoints", time=BEGIN + 6000, endpoints=[{"name": "tape", "url": "file:///t"}], rules={})
+    journal.note("sealed", time=BEGIN + 6005, droid=1, segment=0, size=7_000_000, adler32="0", sha256="1", members=3)
+    where = {"allocation": "3", "droid": 1, "segment": 0, "endpoint": "tape", "key": "k", "url": "file:///t/k"}
+    journal.note("staged", time=BEGIN + 6006, **where, size=7_000_000, adler32="0", sha256="1")
+    for at, before, after in ((1, "closed", "open"), (3, "open", "half-open"), (4, "half-open", "exhausted")):
+        journal.note("breaker", time=BEGIN + 6000 + at, key="node:n7", before=before, after=after, reason="why not")
+    journal.note("left", time=BEGIN + 6008, droid=1, host="n1", reason="drained")
+    journal.note("end", time=BEGIN + 6009, reason="complete", exit_code=0)
+    journal.note("merging", time=BEGIN + 6010, done=0, total=0)
+    journal.note("merged", time=BEGIN + 6020, exit_code=0, reason="")
+    journal.flush()
+    return journal
+
+
 def _done(starts: range, size: int, begin: float, wall: float, droids: tuple[int, ...]) -> np.ndarray:
     """Ranges of `size` events, one after another on every worker; the range of the bad event lacks it."""
     start = np.array(starts)

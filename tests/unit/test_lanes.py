@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_task import BEGIN, sample_task
+from sample_task import BEGIN, merged_task, sample_task
 
 from eventrange.taskdir import TaskDir
 from yoda.chronicle import LANES, _spread, chronicle
@@ -61,8 +61,12 @@ def test_no_more_work_than_time() -> None:
     assert sums["productive"].sum() == 8 and sums["drained"].sum() == 2 and sums["idle"].sum() == 0
 
 
-def test_lanes_agree_with_the_accounting(tmp_path: Path) -> None:
-    facts = gather(sample_task(tmp_path), BEGIN + 90000)
+@pytest.mark.parametrize("merged", [False, True])
+def test_lanes_agree_with_the_accounting(tmp_path: Path, merged: bool) -> None:
+    task = sample_task(tmp_path)
+    if merged:
+        merged_task(task)
+    facts = gather(task, BEGIN + 90000)
     c = facts.chronicle
     parts = facts.state["core_seconds"]
     for grid in (c.nodes, c.cores):
@@ -72,7 +76,9 @@ def test_lanes_agree_with_the_accounting(tmp_path: Path) -> None:
         assert sums["startup"] == pytest.approx(parts["startup"], rel=1e-6)
         assert sums["lost"] == pytest.approx(parts["lost_in_flight"], rel=0.02)
         assert sums["drained"] > 0
-    assert c.node_labels == ["node 1", "n2"] and len(c.core_labels) == 8
+        assert sums["merge"] == pytest.approx(10.0 if merged else 0.0)
+        assert sums["merge"] == pytest.approx(facts.state["core_seconds_detail"]["merge"])
+    assert c.node_labels[1] == "n2" and len(c.core_labels) == 8
 
 
 def test_many_droids_share_lanes(tmp_path: Path) -> None:

@@ -11,12 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_task import BAD, BEGIN, EVIL, frozen, sample_task
+from sample_task import BAD, BEGIN, EVIL, frozen, merged_task, sample_task
 
-from eventrange import records
 from eventrange.errors import NotATask
-from eventrange.journal import JournalWriter
-from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from yoda.cli import main
 from yoda.report import render, report
@@ -126,34 +123,9 @@ def test_pictures(tmp_path: Path) -> None:
     assert rate[facts.chronicle.axis.inside()].max() > 0
 
 
-def _more(task: TaskDir) -> JournalWriter:
-    """An allocation with everything the sample lacks: it merges, stages out, and tells event times."""
-    journal = JournalWriter(
-        task.journal("3"), frozen(Path(task.root)).fingerprint, "3", created=BEGIN + 6000, host="n1"
-    )
-    journal.note("joined", time=BEGIN + 6001, droid=1, host="n1", workers=4, startup=1.0)
-    rows = records.new(2, kind=Kind.DONE, droid=1, time=BEGIN + 6002, wall=2.0, cpu=2.0, size=10)
-    rows["start"], rows["stop"], rows["attempt"] = [350, 374], [374, 400], [0, 1]
-    journal.append(rows)
-    journal.note("times", time=BEGIN + 6003, times=[[-20, 1]])
-    journal.note("times", time=BEGIN + 6005, times=[[-20, 48], [4, 2]])
-    journal.note("endpoints", time=BEGIN + 6000, endpoints=[{"name": "tape", "url": "file:///t"}], rules={})
-    journal.note("sealed", time=BEGIN + 6005, droid=1, segment=0, size=7_000_000, adler32="0", sha256="1", members=3)
-    where = {"allocation": "3", "droid": 1, "segment": 0, "endpoint": "tape", "key": "k", "url": "file:///t/k"}
-    journal.note("staged", time=BEGIN + 6006, **where, size=7_000_000, adler32="0", sha256="1")
-    for at, before, after in ((1, "closed", "open"), (3, "open", "half-open"), (4, "half-open", "exhausted")):
-        journal.note("breaker", time=BEGIN + 6000 + at, key="node:n7", before=before, after=after, reason="why not")
-    journal.note("left", time=BEGIN + 6008, droid=1, host="n1", reason="drained")
-    journal.note("end", time=BEGIN + 6009, reason="complete", exit_code=0)
-    journal.note("merging", time=BEGIN + 6010, done=0, total=0)
-    journal.note("merged", time=BEGIN + 6020, exit_code=0, reason="")
-    journal.flush()
-    return journal
-
-
 def test_storage_attempts_and_consumers(tmp_path: Path) -> None:
     task = sample_task(tmp_path)
-    _more(task)
+    merged_task(task)
     facts = gather(task, LATER)
     pictures = draw(facts)
     _, words = read(render(facts, pictures))
@@ -161,7 +133,7 @@ def test_storage_attempts_and_consumers(tmp_path: Path) -> None:
         "done at attempt 1 176 373",
         "done at attempt 2 1 26",
         "quarantined 1 1",
-        "Done by 13 workers of 4 Droids in 3 allocations",
+        "Done by 14 workers of 4 Droids in 3 allocations",
         "events per worker 12",
         "tape file:///t in use 1 7.0 MB 0",
         "1 of 2 sealed segments are staged; 1 wait",
@@ -183,7 +155,7 @@ def test_event_times_are_of_single_events_where_they_are_known(tmp_path: Path) -
     task = sample_task(tmp_path)
     before = gather(task, LATER).chronicle
     assert before.single == 1 and sum(before.times.values()) == 349, "only the one beside the bad event was alone"
-    _more(task)
+    merged_task(task)
     facts = gather(task, LATER)
     after = facts.chronicle
     assert after.single == before.single + 50 and sum(after.times.values()) == 399
