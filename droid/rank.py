@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 TICK = 0.25  #: seconds between looks at the clock: limits, grace, heartbeat
 HEARTBEAT = 5.0  #: seconds between reports when there is nothing to report
 TAIL_HEARTBEAT = 1.0  #: and at the tail of a task, where Yoda needs to know who is on what
+TAIL_HEARTBEATS = 1000.0  #: of these per second are enough for Yoda, from all Droids together
 REPORT_GAP = 0.005  #: seconds between reports at least
 PROBE_FIRST, PROBE_LAST = 0.0002, 0.05  #: seconds between MPI probes: back-off while nothing comes
 EAGER_LAST = 0.005  #: and while an answer is expected
@@ -97,6 +98,7 @@ class DroidShell:
         self.spent = Spent(time.monotonic())
         self._times_told: dict[int, int] = {}
         self._reported = 0.0
+        self._tail_heartbeat = min(max(TAIL_HEARTBEAT, transport.size / TAIL_HEARTBEATS), options.heartbeat)
         self._said_bye = False
         self._started = False
         self._signals = signals.received  # with those that came before MPI had started
@@ -230,7 +232,7 @@ class DroidShell:
             return
         want = self.core.want(now)
         tail = self.core.holding.busy and not self.core.holding.remaining  # who is idle then has nothing to tell
-        quiet = min(TAIL_HEARTBEAT, self.options.heartbeat) if tail else self.options.heartbeat
+        quiet = self._tail_heartbeat if tail else self.options.heartbeat
         if self.out or self.evidence or self.notes or want or since >= quiet:
             self._send_report(now, want)
         if self.core.finished and self.store.settled and not self.out:
