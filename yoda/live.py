@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Collection
 from typing import Any
 
 from eventrange.axis import Axis
@@ -60,8 +61,8 @@ class Live:
         """Where the core-seconds went until now."""
         return copy.deepcopy(self._accountant).result(now - ALIVE)
 
-    def state(self, now: float | None = None) -> dict[str, Any]:
-        """As `yoda status --json`, and `live`: what is so at this moment."""
+    def state(self, now: float | None = None, dead: Collection[str] = ()) -> dict[str, Any]:
+        """As `yoda status --json`, and `live`: what is so at this moment; `dead` are allocations known to be."""
         self.read()
         now = time.time() if now is None else now
         account = self.account(now)
@@ -74,9 +75,10 @@ class Live:
             self._story.journals,
             self.pace,
             now,
+            dead,
             ranges=self.axis.ranges,
         )
-        alive = [a for a in account.allocations if a.end is None and a.last > now - ALIVE]
+        alive = [a for a in account.allocations if a.end is None and a.last > now - ALIVE and not a.dead]
         began = min((a.created for a in alive if a.created), default=0.0)
         found["live"] = {
             "events_per_second": self.pace.rate(now, began) if alive else 0.0,

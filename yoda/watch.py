@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from eventrange.axis import Axis
 from eventrange.quantity import span
 from eventrange.taskdir import TaskDir
+from yoda.lease_view import lease_view
 from yoda.live import Live
 from yoda.status import progress_bar
 from yoda.storage_view import WORDS as STATES
@@ -48,19 +49,25 @@ def watch(taskdir: TaskDir, every: float = SECONDS) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=80)
-        console.print(page(live.state(), 80))
+        console.print(page(_look(live), 80))
         return
-    state, pause = live.state(), 0.0
+    state, pause = _look(live), 0.0
     with Screen(page(state, console.width), console=console, auto_refresh=False) as screen:
         try:
             while not state["complete"] or _merging(state):
                 time.sleep(max(every, pause))
                 begun = time.thread_time()
-                state = live.state()
+                state = _look(live)
                 screen.update(page(state, console.width, console.height), refresh=True)
                 pause = (time.thread_time() - begun) / SHARE
         except KeyboardInterrupt:
             pass
+
+
+def _look(live: Live) -> dict[str, Any]:
+    """The state now; leases know the dead at once, where journals only fall silent."""
+    leases = lease_view(live.taskdir)
+    return live.state(dead={one["allocation"] for one in leases if one["state"] == "dead"})
 
 
 def page(state: dict[str, Any], width: int, height: int = 1000) -> RenderableType:

@@ -144,3 +144,10 @@ def test_merging(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), MergeNotes(journal, lambda: BEGIN + 6030):
         _ = 1 / 0
     assert "the merge failed: ZeroDivisionError" in live.state(BEGIN + 6035)["allocations"][-1]["why"]
+
+
+def test_the_dead_are_known_at_once(tmp_path: Path) -> None:
+    live = follow(running(tmp_path))
+    alive, dead = live.state(BEGIN + 41), live.state(BEGIN + 41, dead={"1"})
+    assert (alive["allocations"][0]["state"], dead["allocations"][0]["state"]) == ("alive", "killed")
+    assert alive["live"]["slowest"] and not dead["live"]["slowest"] and dead["live"]["events_per_second"] == 0.0
