@@ -13,19 +13,15 @@ import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from droid.stageout import breaker_note, failure_note, fields, unusable_note
-from eventrange import records
 from eventrange.errors import CannotWrite, ConfigError, StagerGone
 from eventrange.history import Story
 from eventrange.journal import JournalWriter
-from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from stageout import breakerfile, protocol
 from stageout.breaker import Breaker
@@ -33,19 +29,22 @@ from stageout.catalogue import (
     REPAIRED,
     Catalogue,
     Known,
-    SegmentId,
     prefix_of,
     read_catalogue,
     removed_note,
     staged_note,
     task_prefix,
 )
+from stageout.opening import open_endpoint
 from stageout.site import EndpointSite, StageoutRules
 from stageout.stagerclient import StagerProcess
 from yoda.leasedir import overview
+from yoda.leftopen import done_rows, left_open
+from yoda.sweep import Swept, sweep
 
 SILENT = 600.0  #: seconds without a heartbeat after which an allocation on another machine is taken to be dead here
 GRACE = 30.0  #: seconds for the stage-out process to end when nothing is left to do
+STARTS = 4  #: stage-out processes, one after another, where they die
 CLEANED = 20  #: allocations, at most, below whose names unfinished uploads are looked for
 
 
@@ -68,6 +67,7 @@ class Outcome:
     elsewhere: int = 0
     unusable: int = 0
     busy: bool = False  # another one is at it
+    swept: Swept | None = None
 
 
 def storage_of(taskdir: TaskDir, catalogue: Catalogue, site: Any = None) -> Storage:
@@ -113,10 +113,12 @@ def stage_out(
     wait: float = 0.0,
     site: Any = None,
     by_hand: bool = False,
+    sweeping: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Stage what can be staged; go on trying for `wait` seconds where storage is down. `storage` None: found out.
-    `by_hand`: somebody asks for it, so endpoints that are off for some time are tried now."""
+    `by_hand`: somebody asks for it, so endpoints that are off for some time are tried now. `sweeping`: look for objects
+    that no journal knows of, too."""
     with _alone(taskdir) as alone:
         if not alone:
             return Outcome(busy=True)
@@ -124,6 +126,8 @@ def stage_out(
         carrier = Carrier(taskdir, task, fingerprint, storage or storage_of(taskdir, catalogue, site), say, by_hand)
         try:
             carrier.repair(catalogue, dead)
+            if sweeping:
+                carrier.sweep(catalogue)
             return carrier.carry(catalogue, dead, wait)
         finally:
             carrier.close()
@@ -182,7 +186,7 @@ class Carrier:
 
         for allocation in sorted(dead):
             files = left_open(self.taskdir, allocation, catalogue)
-            rows = _done_rows(self.taskdir, self.fingerprint, allocation) if files else {}
+            rows = done_rows(self.taskdir, self.fingerprint, allocation) if files else {}
             for id, path in files.items():
                 mine = rows.get((id.droid, id.number))
                 note = seal_left_open(path, mine) if mine is not None else None
@@ -193,6 +197,19 @@ class Carrier:
                 catalogue.add(allocation, {"note": "sealed", **where, **note})
                 self.outcome.repaired += 1
                 self.say(f"segment {id} was left open and is sealed now: {note['members']} images")
+
+    def sweep(self, catalogue: Catalogue) -> None:
+        """Adopt or remove what nobody knows of. An allocation that only keeps silent may yet say what is its."""
+        silent = {seen.allocation for seen in overview(self.taskdir) if seen.state not in ("ended", "dead")}
+        sure = set(self.taskdir.allocations()) - silent
+        endpoints = [open_endpoint(site) for site in self.storage.endpoints]
+        try:
+            rules = self.storage.rules
+            done = sweep(self.taskdir, self.task, rules, endpoints, catalogue, sure, self.note, self.say)
+        finally:
+            for endpoint in endpoints:
+                endpoint.close()
+        self.outcome.swept = done
 
     def carry(self, catalogue: Catalogue, dead: set[str], wait: float) -> Outcome:
         """Give the stage-out process all that is to be done and write down what it says."""
@@ -219,33 +236,32 @@ class Carrier:
             state = breakerfile.tried_now(state)
         first = f"endpoint:{self.storage.endpoints[0].name}"
         self._primary_off = Breaker(rules.breaker, state).state(first) in ("open", "exhausted") and wait <= 0
-        stager = StagerProcess(protocol.Start(self.storage.endpoints, rules, state, mine=mine, task=shared))
-        try:
-            for known in todo:
-                names_known = {site.name for site in self.storage.endpoints}
-                copies = tuple(name for name in known.copies if name in names_known)
-                stager.send(protocol.Submit(known.segment(self.taskdir, rules.key, self.task), copies))
-            self._follow(stager, state_path, wait)
-        except StagerGone as error:
-            self.say(str(error))
-        finally:
-            stager.close()
+        for attempt in range(STARTS):
+            stager = StagerProcess(protocol.Start(self.storage.endpoints, rules, state, mine=mine, task=shared))
+            try:
+                for known in filter(self._wanted, todo):
+                    copies = tuple(site.name for site in self.storage.endpoints if site.name in known.copies)
+                    stager.send(protocol.Submit(known.segment(self.taskdir, rules.key, self.task), copies))
+                self._follow(stager, state_path, wait)
+                break
+            except StagerGone as error:
+                self.say(str(error))
+                state = breakerfile.load(state_path)
+                time.sleep(min(rules.backoff_max, rules.backoff * 2.0**attempt))
+            finally:
+                stager.close()
         self.outcome.left = sum(not known.copies and not known.unusable for known in todo)
         self.outcome.unusable += sum(not known.copies and bool(known.unusable) for known in todo)
         return self.outcome
 
     def _wanted(self, known: Known) -> bool:
         """Whether anything is still to be done for it, as far as that can be done."""
-        rules, primary = self.storage.rules, self.storage.endpoints[0].name
+        rules = self.storage.rules
+        if self._primary_off or str(known.id) in self._given_up:
+            rules = msgspec.structs.replace(rules, rehome=False)
         here = known.local and os.path.exists(known.path(self.taskdir))
-        if not any(site.name in known.copies for site in self.storage.endpoints):
-            return here and not known.unusable
-        away = rules.rehome and primary not in known.copies
-        return (
-            (away and not self._primary_off and str(known.id) not in self._given_up)
-            or (rules.delete_local and here)
-            or (rules.delete_failover and primary in known.copies and len(known.copies) > 1)
-        )
+        known = replace(known, local=here)
+        return known.unfinished([site.name for site in self.storage.endpoints], rules)
 
     def _follow(self, stager: StagerProcess, state_path: str, wait: float) -> None:
         """Until nothing is left to do; where storage is down, for at most `wait` seconds. What goes well is not cut."""
@@ -339,39 +355,6 @@ def command_name(what: str) -> str:
 def command_journal(taskdir: TaskDir, fingerprint: str, name: str) -> JournalWriter:
     """The journal of that name."""
     return JournalWriter(taskdir.journal(name), fingerprint, name, created=time.time())
-
-
-def left_open(taskdir: TaskDir, allocation: str, catalogue: Catalogue) -> dict[SegmentId, str]:
-    """The segment files of an allocation that were never sealed, nor staged."""
-    try:
-        names = sorted(os.listdir(taskdir.segments(allocation)))
-    except OSError:
-        return {}
-    out = {}
-    for name in names:
-        root, extension = os.path.splitext(name)
-        droid, _, number = root.partition("-")
-        if extension not in (".tar", ".zip") or not (droid.isdigit() and number.isdigit()):
-            continue
-        id = SegmentId(allocation, int(droid), int(number))
-        known = catalogue.segments.get(id)
-        if known is None or not known.sealed:
-            out[id] = os.path.join(taskdir.segments(allocation), name)
-    return out
-
-
-def _done_rows(taskdir: TaskDir, fingerprint: str, allocation: str) -> dict[tuple[int, int], NDArray[Any]]:
-    """DONE records that have an image, of one allocation, by Droid and segment."""
-    found = []
-    for _, entry in Story(taskdir, fingerprint, {allocation}).whole():
-        if not isinstance(entry, dict):
-            found.append(entry[(entry["kind"] == Kind.DONE) & (entry["size"] > 0)])
-    rows: NDArray[Any] = np.concatenate(found) if found else records.new(0)
-    keys = np.unique(rows[["droid", "segment"]])
-    return {
-        (int(droid), int(number)): rows[(rows["droid"] == droid) & (rows["segment"] == number)]
-        for droid, number in keys.tolist()
-    }
 
 
 def reset(taskdir: TaskDir, fingerprint: str, storage: Storage, endpoint: str) -> bool:

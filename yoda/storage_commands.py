@@ -28,6 +28,7 @@ def add_stageout(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the site")
     add_wait(one)
     one.add_argument("--manifest", action="store_true", help="print every object with checksums, ranges and copies")
+    one.add_argument("--sweep", action="store_true", help="also look for objects that no journal knows of")
     one.add_argument("--reset", metavar="ENDPOINT", help="this endpoint is well again, whatever happened before")
     one.add_argument("--beside", type=int, help=argparse.SUPPRESS)
     one.set_defaults(command=stageout_command)
@@ -98,7 +99,15 @@ def stageout_command(args: argparse.Namespace) -> int:
         changed = reset(taskdir, frozen.fingerprint, storage_of(taskdir, catalogue, site), args.reset)
         say(f"{args.reset} is taken to be well" if changed else f"{args.reset} was not off")
     done = stage_out(
-        taskdir, frozen.task, frozen.fingerprint, None, wait=args.wait, site=site, by_hand=not args.beside, say=say
+        taskdir,
+        frozen.task,
+        frozen.fingerprint,
+        None,
+        wait=args.wait,
+        site=site,
+        by_hand=not args.beside,
+        sweeping=args.sweep,
+        say=say,
     )
     if done.busy:
         say("another stage-out of this task is at work")
@@ -107,6 +116,10 @@ def stageout_command(args: argparse.Namespace) -> int:
         f"{done.staged} segments staged, {done.left} left, {done.elsewhere} with allocations that run, "
         f"{done.repaired} sealed that were left open, {done.unusable} damaged"
     )
+    if done.swept is not None:
+        print(f"{done.swept.adopted} objects nobody knew of adopted, {done.swept.removed} removed")
+        for text in done.swept.failed:
+            say(f"cannot look at {text}")
     if done.unusable:
         say("`yoda merge` finds out which images of the damaged segments can be used")
     return RUN_AGAIN if done.left or done.elsewhere else OK

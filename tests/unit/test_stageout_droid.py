@@ -20,8 +20,10 @@ from eventrange.segment import checksum, writer
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import SegmentId, read_catalogue
 from stageout.site import BreakerRules, EndpointSite, StageoutRules
+from stageout.stagerclient import StagerProcess
 from yoda.leasedir import Heart
 from yoda.stageout import Outcome, Storage, _alone, endpoints_note, reset, stage_out, storage_of
+from yoda.sweep import Swept
 
 PATIENCE = 60.0
 PRINT = "f" * 64
@@ -251,9 +253,9 @@ def task(tmp_path: Path) -> TaskDir:
     return taskdir
 
 
-def go(taskdir: TaskDir, *endpoints: EndpointSite, wait: float = 0.0, **keys: Any) -> Outcome:
+def go(taskdir: TaskDir, *endpoints: EndpointSite, wait: float = 0.0, sweeping: bool = False, **keys: Any) -> Outcome:
     storage = Storage(endpoints, rules(**keys)) if endpoints else None
-    return stage_out(taskdir, "t", PRINT, storage, wait=wait, by_hand=True)
+    return stage_out(taskdir, "t", PRINT, storage, wait=wait, by_hand=True, sweeping=sweeping)
 
 
 def copies(taskdir: TaskDir) -> dict[SegmentId, set[str]]:
@@ -307,6 +309,53 @@ def test_a_segment_damaged_after_sealing_is_not_uploaded(tmp_path: Path, task: T
     done = go(task, endpoint(tmp_path, "primary"))
     assert (done.staged, done.unusable, done.left) == (1, 1, 0)
     assert go(task, endpoint(tmp_path, "primary")).unusable == 1
+
+
+def test_objects_that_no_journal_knows_of(tmp_path: Path, task: TaskDir) -> None:
+    """A copy whose note was lost is adopted, what is left of a segment that was repaired since is removed; objects of
+    living allocations and of other tasks are left alone."""
+    lost, primary = endpoint(tmp_path, "failover"), endpoint(tmp_path, "primary")
+    assert go(task, lost).staged == 2
+    for name in task.allocations():
+        if "stageout" in name:
+            os.unlink(task.journal(name))
+    folder = tmp_path / "failover" / "t"
+    old = folder / "a" / "00001-0009.tar"
+    others = [folder / "b" / "00001-0000.tar", tmp_path / "failover" / "u" / "a" / "00001-0000.tar"]
+    for path in (old, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"old")
+    (folder / "a" / "00001-0001.repaired.tar").write_bytes(b"another")
+    journal(task, "b")
+    heart = Heart(task, "b", None, 5.0, 60.0)
+    try:
+        assert go(task, primary, lost).staged == 2 and copies(task)[SegmentId("a", 1, 0)] == {"primary"}
+        done = go(task, primary, lost, sweeping=True)
+    finally:
+        heart.stop()
+    assert done.swept == Swept(adopted=1, removed=1)
+    assert not old.exists() and all(path.exists() for path in others)
+    assert copies(task)[SegmentId("a", 1, 0)] == {"primary", "failover"}
+    assert copies(task)[SegmentId("a", 1, 1)] == {"primary"}  # what lies there is not what was sealed
+    assert go(task, primary, endpoint(tmp_path, "no/where", exists=False), sweeping=True).swept is not None
+
+
+def test_a_stage_out_process_that_is_killed_is_started_again(
+    tmp_path: Path, task: TaskDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    class Mortal(StagerProcess):
+        def __init__(self, *args: Any, **keys: Any) -> None:
+            super().__init__(*args, **keys)
+            started.append(self.pid)
+            if len(started) < 3:
+                os.kill(self.pid, signal.SIGKILL)
+
+    monkeypatch.setattr("yoda.stageout.StagerProcess", Mortal)
+    assert go(task, endpoint(tmp_path, "primary")) == Outcome(staged=2, repaired=1)
+    assert len(started) == 3
+    assert len({str(id) for id in copies(task)}) == 2
 
 
 def test_one_at_a_time(tmp_path: Path, task: TaskDir) -> None:

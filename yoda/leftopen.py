@@ -1,0 +1,48 @@
+"""What dead allocations left open: segment files that were never sealed, and the records of the images in them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eventrange import records
+from eventrange.history import Story
+from eventrange.records import Kind
+from eventrange.taskdir import TaskDir
+from stageout.catalogue import Catalogue, SegmentId
+
+
+def left_open(taskdir: TaskDir, allocation: str, catalogue: Catalogue) -> dict[SegmentId, str]:
+    """The segment files of an allocation that were never sealed, nor staged."""
+    try:
+        names = sorted(os.listdir(taskdir.segments(allocation)))
+    except OSError:
+        return {}
+    out = {}
+    for name in names:
+        root, extension = os.path.splitext(name)
+        droid, _, number = root.partition("-")
+        if extension not in (".tar", ".zip") or not (droid.isdigit() and number.isdigit()):
+            continue
+        id = SegmentId(allocation, int(droid), int(number))
+        known = catalogue.segments.get(id)
+        if known is None or not known.sealed:
+            out[id] = os.path.join(taskdir.segments(allocation), name)
+    return out
+
+
+def done_rows(taskdir: TaskDir, fingerprint: str, allocation: str) -> dict[tuple[int, int], NDArray[Any]]:
+    """DONE records that have an image, of one allocation, by Droid and segment."""
+    found = []
+    for _, entry in Story(taskdir, fingerprint, {allocation}).whole():
+        if not isinstance(entry, dict):
+            found.append(entry[(entry["kind"] == Kind.DONE) & (entry["size"] > 0)])
+    rows: NDArray[Any] = np.concatenate(found) if found else records.new(0)
+    keys = np.unique(rows[["droid", "segment"]])
+    return {
+        (int(droid), int(number)): rows[(rows["droid"] == droid) & (rows["segment"] == number)]
+        for droid, number in keys.tolist()
+    }
