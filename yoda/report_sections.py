@@ -257,6 +257,7 @@ def storage(facts: Facts, pictures: dict[str, str]) -> str:
                 _clock(float(note.get("time") or 0)),
                 str(note.get("key", "?")),
                 f"{note.get('before', '?')} to {note.get('after', '?')}",
+                f"Droid {note['by']}" if note.get("by") else "rank 0, or a command",
                 str(note.get("reason", "")),
             )
             for note in c.breaker
@@ -264,7 +265,9 @@ def storage(facts: Facts, pictures: dict[str, str]) -> str:
         out += (
             "<h3>Switched off and on</h3>"
             + pictures.get("breakers", "")
-            + table(("time", "what", "change", "reason"), changes[-LISTED:], left=4, cut=len(changes) - LISTED)
+            + table(
+                ("time", "what", "change", "seen by", "reason"), changes[-LISTED:], left=5, cut=len(changes) - LISTED
+            )
         )
     return out
 
