@@ -44,7 +44,10 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
         else:
             command, extra = launcher(site.launcher, ranks, environ)
         arguments = [*command, sys.executable, _entry(), *request.arguments()]
-        env = {**environ, **extra, **line.environment, EXIT_FILE: exit_file}
+        # Open MPI keeps a folder named after its process id in /tmp; one that was killed leaves it there, and whoever
+        # gets that id next does not start. So it gets a place of its own, unless it was given one.
+        own = {"PRTE_MCA_prte_tmpdir_base": folder} if nodes == 1 else {}
+        env = {**own, **environ, **extra, **line.environment, EXIT_FILE: exit_file}
         child = subprocess.Popen(
             arguments, env=env, start_new_session=True, preexec_fn=_end_with(os.getpid()), **line.pipes
         )

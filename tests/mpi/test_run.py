@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -197,6 +199,18 @@ def test_runs_in_a_bare_environment(place_here: Place, monkeypatch: pytest.Monke
     place_here.job(inputs={"format": "generate", "events": 50}, output={"merge": True})
     done = place_here.run()
     assert done.code == 0 and len(merged(place_here)) == 1, done.text
+
+
+def test_starts_where_a_killed_launcher_had_the_same_process_id(place: Place, tmp_path: Path) -> None:
+    """Process ids come round again, in a container soon; what the last to have one left behind is in the way."""
+    host = socket.gethostname()
+    for pid in range(os.getpid(), os.getpid() + 3000):
+        for session in (f"ompi.{pid}", f"prterun.{pid}"):
+            (tmp_path / session).mkdir()
+            (tmp_path / session / f"pmix.{host}.tool").touch()
+    place.job(inputs={"format": "generate", "events": 50}, output={"merge": True})
+    done = place.run(env={"TMPDIR": str(tmp_path)})
+    assert done.code == 0 and len(merged(place)) == 1, done.text
 
 
 def test_status_says_what_the_journal_says(place_here: Place) -> None:
