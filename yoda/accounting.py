@@ -41,7 +41,6 @@ from yoda.core_seconds import Account, Allocation, CoreSeconds, DroidLife, Mergi
 from yoda.droid_sums import DroidSums
 from yoda.lifetime import share_out
 
-
 #: Records taken together: a column of so many stays in the processor's cache, which saves a third.
 CHUNK = 1 << 15
 
