@@ -195,6 +195,16 @@ def check_shared(path: Path, nodes: int, mounts: str) -> Finding:
     return Finding(level, what, str(path), "put the task on a file system every node sees: yoda run --task DIR")
 
 
+def check_seen(path: Path, maker: str, sees: Mapping[str, bool]) -> Finding:
+    """Which nodes see a file that the node `maker` has made there."""
+    blind = [host for host, seen in sees.items() if not seen]
+    if not blind:
+        return _ok(f"{len(sees)} nodes see what {maker} writes", str(path))
+    names = ", ".join(blind[:3]) + (f" and {len(blind) - 3} more" if len(blind) > 3 else "")
+    what = f"what {maker} writes is not seen on {names}"
+    return Finding(Level.FAIL, what, str(path), "put the task on a file system every node sees: yoda run --task DIR")
+
+
 def check_directory(path: Path, clock: Callable[[], float] = time.time) -> list[Finding]:
     """What the journal and the leases rest on, tried out: write, exclusive create, rename, fsync, locks, file times."""
     folder = path / f".doctor-{os.uname().nodename}-{os.getpid()}"

@@ -48,7 +48,7 @@ def doctor(
     workers = site.workers or len(os.sched_getaffinity(0))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found.append(checks.check_open_files(soft, hard, workers))
-    found += check_mpi(site, environ)
+    found += check_mpi(site, environ, where=nearest(task))
     found += check_places(site, task)
     if site.slurm is not None:
         found += check_slurm(site, run)
@@ -82,11 +82,16 @@ def check_storage(site: Site) -> list[Finding]:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
+def nearest(task: str | None) -> Path:
+    """The task directory, or what is there of the path to it."""
+    place = Path(os.path.abspath(task or os.getcwd()))
+    return next(folder for folder in (place, *place.parents) if folder.exists())
+
+
 def check_places(site: Site, task: str | None) -> list[Finding]:
     """The task directory (or where one would be made), and scratch as far as it is on this machine."""
     found: list[Finding] = []
-    place = Path(os.path.abspath(task or os.getcwd()))
-    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    place, there = Path(os.path.abspath(task or os.getcwd())), nearest(task)
     nodes = site.slurm.nodes if site.slurm is not None else 1
     with open("/proc/mounts") as file:
         found.append(checks.check_shared(place, nodes, file.read()))
@@ -105,8 +110,8 @@ def check_places(site: Site, task: str | None) -> list[Finding]:
 # -- MPI ---------------------------------------------------------------------------------------------------------------
 
 
-def check_mpi(site: Site, environ: Mapping[str, str], ranks: int = 2) -> list[Finding]:
-    """Start a tiny MPI program as the site starts Yoda, and look at who found whom."""
+def check_mpi(site: Site, environ: Mapping[str, str], ranks: int = 2, where: Path | None = None) -> list[Finding]:
+    """Start a tiny MPI program as the site starts Yoda, and look at who found whom, and sees a file in `where`."""
     try:
         import mpi4py  # noqa: F401  only whether it is there: MPI itself is for the probe's processes
     except ImportError:
@@ -124,7 +129,7 @@ def check_mpi(site: Site, environ: Mapping[str, str], ranks: int = 2) -> list[Fi
     if first == "srun" and "SLURM_JOB_ID" not in environ:
         what = "srun would wait for an allocation here, so MPI was not tried"
         return [Finding(Level.WARN, what, "launcher", "salloc a node or two, and run yoda doctor --site there")]
-    seen = look(command, {**environ, **extra})
+    seen = look(command, {**environ, **extra}, str(where or ""))
     shown = shlex.join(command)
     offered = checks.mpi_types(run_command) if first == "srun" else []
     if not seen.spoke:
@@ -141,6 +146,9 @@ def check_mpi(site: Site, environ: Mapping[str, str], ranks: int = 2) -> list[Fi
     findings += _cores(seen.ranks[1:], cpus_given(environ), site.workers)
     if len(seen.ahead) > 1:
         findings.append(checks.check_clocks(seen.ahead, seen.uncertain))
+        if where is not None:
+            sees = {rank.host: rank.sees for rank in seen.ranks}
+            findings.append(checks.check_seen(where, seen.ranks[0].host, sees))
     return findings
 
 

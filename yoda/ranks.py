@@ -19,7 +19,8 @@ from slurm.doctor import reach
 
 MARK = "YODA-RANKS "
 SECONDS = 60.0  #: that the ranks have to start and say how they are
-_START = "import sys; sys.path.insert(0, {home!r}); from yoda.ranks import main; main()"
+PATIENCE = 10.0  #: seconds after which a file that another node made should be seen, on NFS too
+_START = "import sys; sys.path.insert(0, {home!r}); from yoda.ranks import main; main({folder!r})"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Rank:
     """CPUs in its affinity mask."""
     reach: int
     """The same and the other threads of these cores."""
+    sees: bool
+    """Whether it sees a file that rank 0 has made."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,11 @@ class Ranks:
     uncertain: float = 0.0
 
 
-def look(command: Sequence[str], environ: Mapping[str, str], seconds: float = SECONDS) -> Ranks:
-    """Start the program with the launcher `command`; it has ended when this returns, whatever it did."""
+def look(command: Sequence[str], environ: Mapping[str, str], folder: str = "", seconds: float = SECONDS) -> Ranks:
+    """Start the program with the launcher `command`; it has ended when this returns, whatever it did. `folder` is where
+    rank 0 makes a file for the others to see; it is removed again."""
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    argv = [*command, sys.executable, "-c", _START.format(home=home)]
+    argv = [*command, sys.executable, "-c", _START.format(home=home, folder=folder)]
     pipe = subprocess.PIPE
     try:
         child = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, env=dict(environ), start_new_session=True)
@@ -84,12 +88,12 @@ def read(said: Sequence[Mapping[str, Any]]) -> Ranks:
         # another rank looked at its clock between these two moments of rank 0
         ahead.setdefault(row["host"], row["clock"] - (first["before"] + first["after"]) / 2)
     ahead[rows[0]["host"]] = 0.0
-    ranks = [Rank(number, row["host"], row["cpus"], row["reach"]) for number, row in enumerate(rows)]
+    ranks = [Rank(number, row["host"], row["cpus"], row["reach"], row["sees"]) for number, row in enumerate(rows)]
     uncertain = (first["after"] - first["before"]) / 2
     return Ranks("", len(said), first["size"], first["library"], ranks, ahead, uncertain)
 
 
-def main() -> None:
+def main(folder: str = "") -> None:
     """One rank of the program. Rank 0 prints one line."""
     from droid.transport import start_mpi
 
@@ -97,6 +101,8 @@ def main() -> None:
     world = MPI.COMM_WORLD
     cpus = sorted(os.sched_getaffinity(0))
     row: dict[str, Any] = {"host": socket.gethostname(), "cpus": len(cpus), "reach": len(reach(cpus))}
+    mark = world.bcast(_make_mark(folder) if world.Get_rank() == 0 else None)
+    row["sees"] = not mark or _seen(mark)
     world.Barrier()
     before = time.time()
     world.Barrier()  # nobody comes out before rank 0 has come in
@@ -105,3 +111,26 @@ def main() -> None:
     if world.Get_rank() == 0:
         said = {"size": world.Get_size(), "library": MPI.Get_library_version(), "rows": rows}
         print(MARK + json.dumps({**said, "before": before, "after": time.time()}), flush=True)
+        if mark:
+            os.unlink(mark)
+
+
+def _make_mark(folder: str) -> str:
+    """A new file in `folder`; empty if none can be made, which other checks tell."""
+    if not folder:
+        return ""
+    path = os.path.join(folder, f".doctor-ranks-{socket.gethostname()}-{os.getpid()}")
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except OSError:
+        return ""
+    return path
+
+
+def _seen(path: str) -> bool:
+    until = time.monotonic() + PATIENCE
+    while not os.path.exists(path):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True

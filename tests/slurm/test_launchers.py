@@ -29,12 +29,12 @@ def test_singletons_stop_at_once(slurm_netns: Cluster, tmp_path: Path, name: str
     assert f"srun --mpi={right} --ntasks={{ranks}}" in task.output(), task.said()
 
 
-def doctor(cluster: Cluster, folder: Path, launcher: str, *lines: str) -> tuple[str, str]:
+def doctor(cluster: Cluster, folder: Path, launcher: str, *lines: str, task_at: str = "") -> tuple[str, str]:
     """`yoda doctor` in an allocation of two nodes, under MPICH: its exit code and what it said. `lines` are shell."""
     mpi = tasks.mpi_named("mpich")
     task = Task(cluster, folder, mpi, launcher=launcher)
     task.write()
-    words = [mpi.python, runs.ENTRY, "doctor", "--site", str(folder / "site.yaml"), "--task", str(folder)]
+    words = [mpi.python, runs.ENTRY, "doctor", "--site", str(folder / "site.yaml"), "--task", task_at or str(folder)]
     script = "\n".join(["#!/bin/sh", *tasks.setup(0), *lines, shlex.join(words)]) + "\n"
     asked = ["-N2", "--ntasks-per-node=1", "--exclusive", "-t5", f"--output={folder}/said"]
     job = cluster.wait(cluster.sbatch(script, *asked), "COMPLETED", "FAILED", timeout=90)
@@ -54,7 +54,8 @@ def test_doctor_within_an_allocation(slurm_netns: Cluster, tmp_path: Path, plugi
     got, text = doctor(slurm_netns, tmp_path, f"srun --mpi={plugin} --ntasks={{ranks}}")
     assert got == code and said in text, text
     if code == "0:0":
-        assert "clocks agree" in text and "may use 2 CPUs" in text, text
+        assert "clocks agree" in text and "may use 2 CPUs" in text and "2 nodes see what n1 writes" in text, text
+        assert not list(tmp_path.glob(".doctor*"))
 
 
 def test_doctor_finds_a_clock_that_is_wrong(slurm_netns: Cluster, tmp_path: Path) -> None:
@@ -68,6 +69,12 @@ def test_doctor_finds_a_clock_that_is_wrong(slurm_netns: Cluster, tmp_path: Path
     launcher = "srun --mpi=pmi2 --ntasks={ranks}"
     code, text = doctor(slurm_netns, tmp_path, launcher, f"export PYTHONPATH={tmp_path}")
     assert code == "78:0" and "the clock of n2 is 40 s ahead of that of n1" in text, text
+
+
+def test_doctor_finds_a_task_that_other_nodes_do_not_see(slurm_netns: Cluster, tmp_path: Path) -> None:
+    """Each node of the cluster has a /dev/shm of its own."""
+    code, text = doctor(slurm_netns, tmp_path, "srun --mpi=pmi2 --ntasks={ranks}", task_at="/dev/shm/mine.task")
+    assert code == "78:0" and "what n1 writes is not seen on n2" in text, text
 
 
 # -- binding: as on a Cray, where Slurm binds tasks to cores -----------------------------------------------------------

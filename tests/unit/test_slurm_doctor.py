@@ -79,6 +79,13 @@ def test_shared(path: str, nodes: int, level: Level) -> None:
     assert doctor.check_shared(Path(path), 4, "").level is Level.OK
 
 
+def test_seen() -> None:
+    task = Path("/data/task")
+    assert doctor.check_seen(task, "a", {"a": True, "b": True}).level is Level.OK
+    found = doctor.check_seen(task, "a", {"a": True, **dict.fromkeys("bcdef", False)})
+    assert found.level is Level.FAIL and "not seen on b, c, d and 2 more" in found.what and "--task" in found.todo
+
+
 def test_good_directory_is_left_as_it_was(tmp_path: Path) -> None:
     findings = doctor.check_directory(tmp_path / "task")
     assert [f.level for f in findings] == [Level.OK] * 5, findings
@@ -133,8 +140,8 @@ def test_clocks_that_ranks_looked_at() -> None:
     """A rank's clock lies somewhere between two moments of rank 0's, if it is right."""
 
     def seen(clock: float) -> doctor.Finding:
-        rows = [{"host": "a", "cpus": 1, "reach": 1, "clock": at} for at in (100.1, 100.2)]
-        rows.append({"host": "b", "cpus": 1, "reach": 1, "clock": clock})
+        rows = [{"host": "a", "cpus": 1, "reach": 1, "sees": True, "clock": at} for at in (100.1, 100.2)]
+        rows.append({"host": "b", "cpus": 1, "reach": 1, "sees": True, "clock": clock})
         found = ranks.read([{"size": 3, "library": "", "rows": rows, "before": 100.0, "after": 101.0}])
         assert set(found.ahead) == {"a", "b"} and len(found.ranks) == 3
         return doctor.check_clocks(found.ahead, found.uncertain)
