@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from droid.holding import Holding, Worker
+from droid.holding import Holding, Worker, without
 from droid.instructions import Assign, Cut, Discard, Failure, Instruction, Kill, Rows, SetSchema, Sick, Spawn
 from droid.pace import Pace
 from eventrange import records
@@ -161,6 +161,7 @@ class DroidCore:
     ) -> tuple[NDArray[np.bool_], list[Instruction]]:
         """A worker answered. Returns which rows are to be kept and reported, and what to do."""
         w = self.workers[worker]
+        unwanted = list(w.unwanted)
         out: list[Instruction] = []
         keep = np.ones(len(rows), bool)
         kinds = rows["kind"]
@@ -176,18 +177,18 @@ class DroidCore:
                 rows["kind"][wrong], rows["size"][wrong] = Kind.RETURNED, 0
             else:
                 keep &= ~wrong
-                self.holding.again(_ranges(rows[wrong]))
+                self.holding.again(_ranges(rows[wrong]), unwanted)
             done &= ~wrong
             out.append(SetSchema(self.schema))
         self.holding.answered(worker, int((rows["stop"] - rows["start"]).sum()))
         back = kinds == Kind.RETURNED
         if back.any():
-            if w.cut in ("yoda", "revoked"):
+            if w.cut == "yoda":
                 rows["code"][back] = Code.REVOKED
                 given_back = int((rows["stop"] - rows["start"])[back].sum())
                 self.holding.reclaim = max(0, self.holding.reclaim - given_back)
             elif not self.draining:  # also from a worker that had finished before it saw that it was to be cut
-                self.holding.again(_ranges(rows[back]))
+                self.holding.again(_ranges(rows[back]), unwanted)
                 keep &= ~back
             if not w.given or not (self.draining or w.cut == "revoked"):
                 w.cut = ""
@@ -221,7 +222,7 @@ class DroidCore:
         """
         w = self.workers[worker]
         was_ready = w.state == "ready"
-        given, killed, victim = list(w.given), w.killed, w.victim
+        given, killed, victim, unwanted = list(w.given), w.killed, w.victim, list(w.unwanted)
         self.workers[worker] = Worker(state="gone")
         # One that was killed for an event and got on to the next before it died: nothing is known against the next.
         # The end of an allocation, or of a sick Droid, is no failure either (L9).
@@ -241,6 +242,7 @@ class DroidCore:
                 rest += [r for r in ((start, event, attempt), (event + 1, stop, attempt)) if r[0] < r[1]]
                 out.append(Failure(event, attempt, worker, Code.TIMEOUT if killed else code, how, seconds))
                 seconds = 0.0  # they are in its record
+        rest = without(rest, unwanted)
         if self.draining or self.stopped:
             return [Rows(returned(rest, Code.DRAINED, before + seconds))] if rest else []
         self.again += before + seconds
@@ -267,14 +269,15 @@ class DroidCore:
         self._last_tick = now
         for index, w in enumerate(self.workers):
             event = int(slots["event"][index])
-            if not w.given or event < 0 or event != w.watched[0]:
-                w.watched = (event, 0.0)
+            # The beginning, too: of a group that failed the first event is next, alone.
+            begun = (event, float(slots["since"][index]))
+            if not w.given or event < 0 or begun != w.watched:
+                w.watched, w.seconds = begun, 0.0
                 continue
-            seconds = w.watched[1] + (0.0 if index in stopped else step)
-            w.watched = (event, seconds)
+            w.seconds += 0.0 if index in stopped else step
             if not w.killed and not self.draining:
                 attempt = next((a for start, stop, a in w.given if start <= event < stop), 0)
-                if seconds > self.limit(attempt) * max(1, int(slots["count"][index])):
+                if w.seconds > self.limit(attempt) * max(1, int(slots["count"][index])):
                     w.killed, w.victim = "timeout", event
                     out.append(Kill(index, f"event {event} exceeded its limit of {self.limit(attempt):.0f} s"))
         if self.draining and now >= self._kill_at:
@@ -306,8 +309,7 @@ class DroidCore:
     def revoked(self, ranges: list[Range], begun: bool = True) -> list[Instruction]:
         """Others have made `ranges` durable: drop them. A worker with nothing else to do is killed, which frees it.
 
-        Not `begun`: others are at work on them. A worker finishes the event at hand; what it returns goes to Yoda, who
-        knows what of it is ours.
+        Not `begun`: others are at work on them. A worker that has some of them finishes the event at hand.
         """
         out: list[Instruction] = []
         for start, stop, _ in ranges:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from droid.instructions import Assign, Cut
 from droid.pace import AHEAD_SECONDS, Pace
+from eventrange.intervals import Pair
 from eventrange.messages import Range
 
 BATCH_RANGES = 512  #: ranges in one message to a worker at most
@@ -27,14 +29,25 @@ class Worker:
     state: str = "starting"  #: starting, ready, gone
     given: deque[Range] = field(default_factory=deque)  #: assigned and not answered, in order of work
     events: int = 0  #: in `given`
-    cut: str = ""  #: "" | "local" | "yoda" | "revoked" | "drain": where what it returns should go
+    unwanted: list[Pair] = field(default_factory=list)  #: what of `given` is not ours any more
+    cut: str = ""  #: "" | "local" | "yoda" | "revoked" | "drain": why we asked it to come back
     killed: str = ""  #: "" | "timeout" | "revoked" | "drain": why we killed it
     victim: int = -1  #: the event it was killed for
-    watched: tuple[int, float] = (-1, 0.0)  #: event, seconds seen on it
+    watched: tuple[int, float] = (-1, 0.0)  #: the event it is on, and when it began it
+    seconds: float = 0.0  #: that it was seen on it
 
     @property
     def idle(self) -> bool:
         return self.state == "ready" and not self.given
+
+
+def without(ranges: Iterable[Range], gone: Iterable[Pair]) -> list[Range]:
+    """`ranges` less what lies in `gone`."""
+    left = list(ranges)
+    for start, stop in gone:
+        cut = [r for a, b, n in left for r in ((a, min(b, start), n), (max(a, stop), b, n))]
+        left = [r for r in cut if r[0] < r[1]]
+    return left
 
 
 class Holding:
@@ -68,16 +81,16 @@ class Holding:
 
     # -- what comes and goes -----------------------------------------------------------------------------------------
 
-    def again(self, ranges: list[Range]) -> None:
-        """Put `ranges`, which a worker had, at the head of the backlog."""
-        self.backlog.extendleft(reversed(ranges))
+    def again(self, ranges: list[Range], unwanted: Sequence[Pair] = ()) -> None:
+        """Put `ranges`, which a worker had, at the head of the backlog, but for what is not ours any more."""
+        self.backlog.extendleft(reversed(without(ranges, unwanted)))
 
     def drop(self, start: int, stop: int) -> None:
-        """Take [start, stop) out of the backlog."""
-        kept: deque[Range] = deque()
-        for a, b, attempt in self.backlog:
-            kept.extend(r for r in ((a, min(b, start), attempt), (max(a, stop), b, attempt)) if r[0] < r[1])
-        self.backlog = kept
+        """[start, stop) is not ours any more: take it out of the backlog, and forget what comes back of it."""
+        self.backlog = deque(without(self.backlog, [(start, stop)]))
+        for worker in self.workers:
+            if any(a < stop and start < b for a, b, _ in worker.given):
+                worker.unwanted.append((start, stop))
 
     def tail(self, events: int) -> list[Range]:
         """Take up to `events` off the end of the backlog."""
@@ -107,6 +120,8 @@ class Holding:
                 w.given[0] = (start + covered, stop, attempt)
                 covered = 0
         w.events = sum(stop - start for start, stop, _ in w.given)
+        if not w.given:
+            w.unwanted.clear()
 
     def assign(self) -> list[Assign]:
         """Give work to workers that have none, or nearly none, fairest first."""

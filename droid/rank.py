@@ -154,7 +154,7 @@ class DroidShell:
             self.log("rank 0 is dead; this Droid ends")
             os._exit(RUN_AGAIN)
         if not self.core.stopped:
-            near = (i for i, w in enumerate(self.core.workers) if w.watched[1] > 0.5 * self.core.limit(0))
+            near = (i for i, w in enumerate(self.core.workers) if w.seconds > 0.5 * self.core.limit(0))
             stopped = frozenset(i for i in near if self.crew.stopped(i))
             self._do(self.core.tick(now, self.slots.snapshot(), stopped))
 

@@ -346,7 +346,19 @@ def test_hours_in_which_we_did_not_run_are_no_hang() -> None:
     d.after(2.0)
     d.now += 7 * 3600
     assert not d.core.tick(d.now, d.slots)
-    assert d.core.workers[0].watched[1] <= 2.0 + GAP
+    assert d.core.workers[0].seconds <= 2.0 + GAP
+
+
+def test_the_time_of_a_group_that_failed_is_not_its_first_events() -> None:
+    d = Droid(1, timeout=10.0)
+    d.granted((0, 5), size=5)
+    d.slots["since"] = d.now
+    d.on(0, 0, count=5)
+    assert not of(d.after(45.0), Kill)
+    d.slots["since"] = d.now  # one of them failed: now each alone
+    d.on(0, 0)
+    assert not of(d.after(9.0), Kill)
+    assert of(d.after(3.0), Kill)
 
 
 def test_a_worker_that_the_kernel_stopped_does_not_hang() -> None:
@@ -363,7 +375,7 @@ def test_a_clock_that_runs_back_kills_nobody() -> None:
     d.after(3.0)
     d.now -= 1e6
     assert not d.after(5.0)
-    assert 0 <= d.core.workers[0].watched[1] <= 8.0
+    assert 0 <= d.core.workers[0].seconds <= 8.0
 
 
 # -- the end of an allocation ------------------------------------------------------------------------------------------
@@ -540,11 +552,10 @@ def test_what_others_work_on_is_dropped_and_the_event_at_hand_finished() -> None
     todo = d.core.revoked([(0, 5, 0), (30, 70, 0)], begun=False)
     assert of(todo, Cut) == [Cut(0)] and not of(todo, Kill)
     assert all(not (start < 70 and stop > 30) for start, stop, _ in backlog(d))
-    # It comes back in the middle of a range: all of the rest goes to Yoda, who knows what of it is still ours.
-    rows, keep, todo = d.results(0, (Kind.DONE, 0, 3), (Kind.RETURNED, 3, 10))
-    assert keep.all() and rows["code"].tolist() == [Code.NONE, Code.REVOKED]
-    assert (3, 10, 0) not in backlog(d)
-    assert ranges(todo) == [(20, 30), (70, 80)]
+    # It comes back in the middle of a range, of which a part is still ours.
+    _, keep, todo = d.results(0, (Kind.DONE, 0, 3), (Kind.RETURNED, 3, 10))
+    assert keep.tolist() == [True, False]
+    assert ranges(todo)[0] == (5, 10) and d.core.holding.events == 10 + 5 + 10 + 10
 
 
 def test_a_worker_is_cut_until_it_has_nothing_of_what_others_work_on() -> None:
@@ -557,9 +568,23 @@ def test_a_worker_is_cut_until_it_has_nothing_of_what_others_work_on() -> None:
     _, _, todo = d.results(0, (Kind.RETURNED, 0, 2))
     assert Cut(0) in todo  # it saw the first request within a range that is still ours
     rest = [(Kind.RETURNED, start, stop) for start, stop, _ in given[1:]]
-    rows, keep, todo = d.results(0, *rest)
-    assert keep.all() and (rows["code"] == Code.REVOKED).all() and not of(todo, Cut)
-    assert ranges(todo)[:1] == [(given[-1][1], given[-1][1] + 2)]
+    _, keep, todo = d.results(0, *rest)
+    assert not keep.any() and not of(todo, Cut)
+    lost = given[-1][:2]
+    mine = {*ranges(todo), *((a, b) for a, b, _ in backlog(d))}
+    assert lost not in mine and sum(b - a for a, b in mine) == 38
+
+
+def test_what_was_revoked_does_not_come_back_with_a_dead_worker() -> None:
+    """It may have been granted anew by then, and would be there twice."""
+    d = Droid(1)
+    d.granted((0, 10), size=10)
+    assert d.core.revoked([(4, 10, 0)], begun=False)
+    todo = d.died(0, event=2, count=1)
+    assert [f.event for f in of(todo, Failure)] == [2]
+    assert backlog(d) == [(0, 2, 0), (3, 4, 0)]
+    d.core.worker_ready(0)
+    assert not d.core.workers[0].unwanted
 
 
 # -- fields ------------------------------------------------------------------------------------------------------------
