@@ -26,12 +26,13 @@ _PARTS = struct.Struct("<II")
 
 class Extra(msgspec.Struct, array_like=True):
     """The small part of a batch: evidence of failures, event times (bin -> events), the schema of the images, seconds
-    spent waiting for input."""
+    spent waiting for input, and on groups that are done again one by one."""
 
     evidence: list[Evidence] = []
     times: dict[int, int] = {}
     schema: str = ""
     input: float = 0.0
+    again: float = 0.0
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -79,7 +79,7 @@ class WorkerLoop:
         self._times: dict[int, int] = {}
         self._schema = ""
         self._flushed = time.monotonic()
-        self.waited = 0.0  # for input
+        self.waited = self.again = 0.0  # for input; on groups that failed
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -89,10 +89,10 @@ class WorkerLoop:
         if not self._rows:
             return
         rows = np.array(self._rows, records.RECORD)
-        extra = wire.Extra(self._evidence, self._times, self._schema, self.waited)
+        extra = wire.Extra(self._evidence, self._times, self._schema, self.waited, self.again)
         self.send(wire.batch(rows, extra, self._blobs))
         self._rows, self._blobs, self._bytes = [], [], 0
-        self._evidence, self._times, self.waited = [], {}, 0.0
+        self._evidence, self._times, self.waited, self.again = [], {}, 0.0, 0.0
         if self.stderr >= 0 and os.fstat(self.stderr).st_size > OUTPUT_BYTES:
             os.ftruncate(self.stderr, 0)
 
@@ -189,6 +189,7 @@ class WorkerLoop:
             if stop - start == 1:
                 self._failed(start, attempt, _code(error), text_of(error), begun)
                 return
+            self.again += time.monotonic() - begun[1]
             for at in range(start, stop):  # one of them is bad: find it, the others are fine
                 begun = _now()
                 self.slot.begin(at, 1, *begun[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from eventrange.axis import Axis
@@ -138,7 +139,7 @@ def compose(
         "core_seconds_detail": detail(account.core_seconds),
         "nodes": {host: seconds.folded() for host, seconds in nodes.items()},
         "nodes_detail": {host: detail(seconds) for host, seconds in nodes.items()},
-        "quarantined": [event for a, b in quarantined for event in range(a, b)][:LISTED],
+        "quarantined": list(islice((event for a, b in quarantined for event in range(a, b)), LISTED)),
         "holes": _holes(done, quarantined, total),
         "damaged": sorted(n for n, state in journals.items() if state.damaged),
         "merged": os.path.exists(os.path.join(taskdir.merged, "merge.json")),

@@ -64,3 +64,24 @@ def test_a_worker_tells_how_long_it_waited_for_input() -> None:
     rows, extra, _ = wire.unbatch(payload)
     assert 0.049 < extra.input < rows["wall"][0] - 0.055 and loop.waited == 0.0
     assert slots.table["cpu"][0] > before + 0.02, "CPU is noted in the slot as events go by"
+
+
+class Groups(Echo):
+    per_event = False
+
+    def process_events(self, events: Any, positions: Any) -> list[dict[str, Any]]:
+        time.sleep(0.02 * len(events))
+        if 2 in events:
+            raise ValueError("this one")
+        return [{"x": event} for event in events]
+
+
+def test_a_worker_tells_what_a_group_that_failed_had_cost() -> None:
+    sent: list[bytes] = []
+    send = lambda parts: sent.append(b"".join(map(bytes, parts)))  # noqa: E731
+    loop = WorkerLoop(Groups(), SlowInput(), Slots(1).worker(0), send, {})
+    loop.process((0, 4, 0))
+    loop.flush()
+    ((_, payload),) = wire.FrameReader().feed(sent[0])
+    rows, extra, _ = wire.unbatch(payload)
+    assert len(rows) == 4 and 0.13 < extra.again < 0.13 + sum(rows["wall"]), "the reading, and four events in vain"
