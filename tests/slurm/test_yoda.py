@@ -55,11 +55,14 @@ def test_submitted_job_completes(
         (0, "openmpi", None),
         pytest.param(5, "openmpi", None, marks=pytest.mark.slow),
         pytest.param(0, "mpich", PMI2, marks=pytest.mark.slow),
+        pytest.param(5, "openmpi", PMIX, marks=pytest.mark.slow),
     ],
 )
 def test_preempted_job_resumes_by_itself(
     slurm_netns: Cluster, tmp_path: Path, reference: str, grace: int, name: str, launcher: str | None
 ) -> None:
+    if launcher == PMIX and why_no_pmix():
+        pytest.skip(why_no_pmix())
     slurm_netns.set_partition("low", GraceTime=grace)
     task = Task(slurm_netns, tmp_path, tasks.mpi_named(name), pace=0.1, launcher=launcher)
     task.submit()
