@@ -117,14 +117,7 @@ class DroidCore:
         return [Spawn(i) for i in range(len(self.workers))]
 
     def granted(
-        self,
-        now: float,
-        ranges: list[Range],
-        size: int,
-        range_seconds: float,
-        remaining: int,
-        schema: str,
-        whole: bool = False,
+        self, now: float, ranges: list[Range], size: int, range_seconds: float, remaining: int, schema: str
     ) -> list[Instruction]:
         """Yoda answered. An empty grant is an answer too: nothing is pending now."""
         out: list[Instruction] = []
@@ -136,7 +129,6 @@ class DroidCore:
             self._asked = None
         holding = self.holding
         holding.size, holding.range_seconds, holding.remaining = size, range_seconds, remaining
-        holding.whole = whole
         if schema and schema != self.schema:
             if self.schema:  # another Droid was first
                 out.append(Discard())

@@ -7,6 +7,7 @@ next: the fairest first, a little before it runs dry, and at the tail of a task 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class Holding:
         self.backlog: deque[Range] = deque()
         self.pace = pace
         self.size = 0  #: > 0: fixed events per range
-        self.whole = False  #: what Yoda grants are ranges as they stand, of `size` events on average
+        self.cuts: Sequence[int] | None = None  #: edges of ranges that someone else named; these have `size` on average
         self.range_seconds = 1.0
         self.remaining = 1  #: events pending at Yoda when it last wrote; 0 means this is the tail
         self.reclaim = 0  #: events Yoda wants back and has not got yet
@@ -98,9 +99,9 @@ class Holding:
         while self.backlog and events > 0:
             start, stop, attempt = self.backlog.pop()
             cut = max(start, stop - events)
-            if self.whole:
-                cut = start
-            elif self.size:  # whole ranges only: rather one too many
+            if self.cuts is not None:  # whole ranges only: rather one too many
+                cut = max(start, self.cuts[bisect_right(self.cuts, cut) - 1])
+            elif self.size:
                 cut = start + (cut - start) // self.size * self.size
             if cut > start:
                 self.backlog.append((start, cut, attempt))
@@ -184,7 +185,8 @@ class Holding:
         ranges: list[Range] = []
         while self.backlog and len(ranges) < BATCH_RANGES:
             start, stop, attempt = self.backlog[0]
-            cut = stop if self.whole else min(stop, start + count)
+            cut = start + count if self.cuts is None else self.cuts[bisect_right(self.cuts, start)]
+            cut = min(stop, cut)
             if cut == stop:
                 self.backlog.popleft()
             else:

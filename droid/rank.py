@@ -194,6 +194,7 @@ class DroidShell:
                 from eventrange.axis import Axis  # who names ranges by position needs none
 
                 self.store.axis = Axis.from_dict(message.task["axis"])
+                self.core.holding.cuts = self.store.axis.cuts
             if self.uploads is not None:
                 self.uploads.begin(task, allocation, rank, self.log)
             self._start_workers()
@@ -201,8 +202,9 @@ class DroidShell:
             ranges = messages.unpack_ranges(message.ranges)
             if self.sick is not None:
                 return  # Yoda takes everything back when it hears of it
-            seconds, remaining, whole = message.range_seconds, message.remaining, message.whole
-            self._do(self.core.granted(now, ranges, message.size, seconds, remaining, message.schema, whole))
+            self._do(
+                self.core.granted(now, ranges, message.size, message.range_seconds, message.remaining, message.schema)
+            )
         elif isinstance(message, messages.Drain):
             if message.reason != "complete":
                 self.log(f"draining within {message.grace:.1f} s: {message.reason}")
@@ -300,7 +302,7 @@ class DroidShell:
         elif kind == wire.BATCH and self.store is not None:
             rows, extra, images = wire.unbatch(payload)
             rows["worker"] = index
-            self.spent.input += extra.input
+            self.spent.input, self.spent.again = self.spent.input + extra.input, self.spent.again + extra.again
             self.evidence += [msgspec.structs.replace(e, worker=index) for e in extra.evidence]
             keep, todo = self.core.results(index, rows, extra.times, extra.schema)
             if self.core.workers[index].idle:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,18 +78,19 @@ class Axis:
         origins = np.zeros(len(kept) + 1, np.int64)
         np.cumsum([events for _, events in kept], out=origins[1:])
         self.ranges = ranges
-        self._origins = starts = origins
+        self._origins: list[int] = origins.tolist()
+        starts = origins
         if ranges is not None:
             starts = ranges.at[np.searchsorted(ranges.origin, origins)]
         self.files: tuple[AxisFile, ...] = tuple(
             AxisFile(path, stop - start, start, name, holds, origin)
             for (path, holds), start, stop, name, origin in zip(
-                kept, starts[:-1].tolist(), starts[1:].tolist(), names, origins[:-1].tolist(), strict=True
+                kept, starts[:-1].tolist(), starts[1:].tolist(), names, self._origins[:-1], strict=True
             )
         )
         self._by_name = {file.name: number for number, file in enumerate(self.files)}
         self.total = int(starts[-1])
-        self.cuts: Sequence[int] = origins.tolist() if ranges is None else ranges.cuts
+        self.cuts: Sequence[int] = self._origins if ranges is None else ranges.cuts
         """Sorted positions, both ends of the axis included, that no range crosses."""
 
     @classmethod
@@ -105,8 +107,8 @@ class Axis:
     def locate(self, position: int) -> tuple[int, int]:
         """(number of the file, 0-based position in it) of an axis position. IndexError outside the axis."""
         origin = self.origin(position)
-        number = int(np.searchsorted(self._origins, origin, side="right")) - 1
-        return number, origin - int(self._origins[number])
+        number = bisect_right(self._origins, origin) - 1
+        return number, origin - self._origins[number]
 
     def origin(self, position: int) -> int:
         """The place of an axis position among all events of all input files, whether the task has them or not.
@@ -127,7 +129,11 @@ class Axis:
         if self.ranges is None:
             return self._in_files(start, stop)
         found: list[tuple[int, int, int]] = []
-        first, last = self.ranges.number(start), self.ranges.number(max(start, stop - 1)) + 1
+        first = self.ranges.number(start)
+        if stop <= self.ranges.bounds(first)[1]:  # what a worker asks for
+            origin = int(self.ranges.origin[first]) + start - self.ranges.bounds(first)[0]
+            return self._in_files(origin, origin + stop - start)
+        last = self.ranges.number(max(start, stop - 1)) + 1
         for at in range(first, last, _SLICE):
             to = min(at + _SLICE, last)
             edges = np.clip(self.ranges.at[at : to + 1], start, stop)
@@ -145,7 +151,7 @@ class Axis:
     def _in_files(self, begin: int, end: int) -> list[tuple[int, int, int]]:
         """The same for [begin, end) of all events of all files."""
         found = []
-        number = int(np.searchsorted(self._origins, begin, side="right")) - 1
+        number = bisect_right(self._origins, begin) - 1
         while begin < end:
             file = self.files[number]
             stop = min(end, file.origin + file.holds)

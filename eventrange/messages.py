@@ -111,8 +111,8 @@ class Welcome(Message, frozen=True, tag=21, array_like=True):
 
 
 class Grant(Message, frozen=True, tag=16, array_like=True):
-    """Yoda -> Droid: work. `size` > 0 fixes the events per range; else a range is about `range_seconds` of work.
-    `whole`: each of `ranges` is one as it stands, and `size` what they have on average.
+    """Yoda -> Droid: work. `size` > 0 fixes the events per range (of ranges that someone else named it is the mean);
+    else a range is about `range_seconds` of work.
 
     `remaining` events are still pending at Yoda after this grant: at 0 the Droid makes its ranges small.
     """
@@ -122,7 +122,6 @@ class Grant(Message, frozen=True, tag=16, array_like=True):
     range_seconds: float
     remaining: int
     schema: str = ""
-    whole: bool = False
 
 
 class Reclaim(Message, frozen=True, tag=17, array_like=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from itertools import islice
 
@@ -18,8 +18,8 @@ RETRIES = 1024  #: failed events looked at in one go at most
 class Allotment:
     """Cuts pieces off the ledger. `cuts` are the first positions of all files, `size` a fixed range size or 0.
 
-    `whole`: what lies between two cuts is one range, granted as such, however many events that is. There may be ten
-    million of them, so they are looked up where they are needed.
+    `whole`: `cuts` are the edges of named ranges, from 0 to `total`; a piece is made of whole ones, of many where there
+    are. The Droid, which knows the cuts too, takes them apart.
     """
 
     def __init__(self, ledger: Ledger, cuts: Sequence[int], size: int, total: int, whole: bool = False) -> None:
@@ -50,13 +50,10 @@ class Allotment:
             if self.whole:
                 if before := pending.overlap(self.cuts[file - 1], start):  # a cursor may be within a range
                     start = before[-1][0] if before[-1][1] == start else start
-                cut = self._whole(start, stop, file, count, ranges)
-                self.ledger.grant(droid.rank, start, cut)
-                count -= cut - start
-                droid.cursor = cut
-                continue
-            stop = min(stop, self.cuts[file]) if file < len(self.cuts) else stop
-            cut = min(stop, start + count)
+                cut = min(stop, self.cuts[bisect_left(self.cuts, min(start + count, self.total))])
+            else:
+                stop = min(stop, self.cuts[file]) if file < len(self.cuts) else stop
+                cut = min(stop, start + count)
             if size:  # whole ranges of the grid only; what begins within one, behind a hole, ends with it
                 inside = (start - self.cuts[file - 1]) % size
                 whole = size - inside if inside else math.ceil((cut - start) / size) * size
@@ -66,20 +63,6 @@ class Allotment:
             count -= cut - start
             droid.cursor = cut
         return ranges
-
-    def _whole(self, start: int, stop: int, cut: int, count: int, ranges: list[Range]) -> int:
-        """Append the ranges from `start` on, at least `count` events of them if there are; returns where they end.
-
-        `cut` is the number of the first cut behind `start`.
-        """
-        begun = start
-        for edge in self.cuts[cut : cut + min(count, GRANT_RANGES - len(ranges))]:
-            edge = min(edge, stop)  # what is left of a range of which a part is done
-            ranges.append((start, edge, 0))
-            start = edge
-            if edge == stop or edge - begun >= count:
-                break
-        return start
 
     def retries(self, waiting: dict[int, Droid], anywhere: Callable[[set[int]], bool]) -> dict[int, list[Range]]:
         """Failed events, alone, for Droids that wait and where they have not failed; for any if `anywhere` allows."""

@@ -49,7 +49,7 @@ class Settings:
     """What the job and the site decide."""
 
     size: int = 0  #: events per range, 0 automatic
-    whole: bool = False  #: ranges are what lies between two cuts; `size` is what they have on average
+    whole: bool = False  #: ranges are what lies between two cuts; `size` is how many events they have on average
     range_seconds: float = 1.0
     max_attempts: int = 3
     grace: float = 30.0  #: seconds there are between a warning and the kill
@@ -401,12 +401,9 @@ class Dispatcher:
     def _grant(self, ranges: list[Range]) -> messages.Grant:
         seconds = self.settings.range_seconds * max(1.0, self.roster.workers / WORKERS_PER_SECOND)
         packed = messages.pack_ranges(ranges)
-        pending, settings = self.ledger.pending.total, self.settings
-        return messages.Grant(packed, settings.size, seconds, pending, self.schema, settings.whole)
+        return messages.Grant(packed, self.settings.size, seconds, self.ledger.pending.total, self.schema)
 
     def _granted(self, rank: int, ranges: list[Range]) -> Write:
-        if self.settings.whole:
-            ranges = _in_a_row(ranges)
         rows = records.new(len(ranges), kind=Kind.GRANTED, droid=rank)
         rows["start"], rows["stop"] = [r[0] for r in ranges], [r[1] for r in ranges]
         rows["attempt"] = [r[2] for r in ranges]
@@ -424,17 +421,6 @@ class Dispatcher:
             droid.busy += len(ranges)
             self.roster.served(droid)
         return out
-
-
-def _in_a_row(ranges: list[Range]) -> list[Range]:
-    """`ranges`, those that follow one another joined: the journal need not tell a thousand named ranges apart."""
-    out = ranges[:1]
-    for start, stop, attempt in ranges[1:]:
-        if out[-1][1] == start and out[-1][2] == attempt == 0:
-            out[-1] = (out[-1][0], stop, 0)
-        else:
-            out.append((start, stop, attempt))
-    return out
 
 
 def _joined(pairs: list[Pair]) -> list[Pair]:

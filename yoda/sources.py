@@ -29,6 +29,8 @@ from yoda.schema import Job
 
 Array = NDArray[np.int64]
 
+LEFT = 600.0  #: seconds after which an unfinished file that nobody has written to is nobody's
+_UNFINISHED = ".ranges-"
 _SPOOLED = ("origin", "events", "place", "keys")
 _REFUSED = re.compile(r"[\x00-\x1f\x7f/]")
 _REFUSED_IN_LINES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f/]")
@@ -62,8 +64,9 @@ def named_axis(whole: Axis, path: str, folder: str, numbering: str = "file") -> 
     try:
         os.makedirs(folder, exist_ok=True)
         with ExitStack() as stack:
-            target = stack.enter_context(tempfile.NamedTemporaryFile(prefix=".ranges-", dir=folder, delete=False))
+            target = stack.enter_context(tempfile.NamedTemporaryFile(prefix=_UNFINISHED, dir=folder, delete=False))
             stack.callback(_remove, target.name)
+            _remove_left(folder, os.fstat(target.fileno()).st_mtime)
             spools = {name: stack.enter_context(tempfile.TemporaryFile(dir=folder)) for name in _SPOOLED}
             sha256 = builder.build(target, spools)
             place = os.path.join(folder, f"ranges-{sha256[:16]}.bin")
@@ -77,6 +80,14 @@ def named_axis(whole: Axis, path: str, folder: str, numbering: str = "file") -> 
 def _remove(path: str) -> None:
     with suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def _remove_left(folder: str, now: float) -> None:
+    """Remove what builders left that were killed; one that lives writes all the time. `now` by the folder's clock."""
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):
+            if entry.name.startswith(_UNFINISHED) and entry.stat().st_mtime < now - LEFT:
+                _remove(entry.path)
 
 
 class _Builder:

@@ -17,6 +17,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from droid.holding import Holding
+from droid.pace import Pace
 from eventrange.axis import Axis
 from eventrange.ledger import Ledger
 from yoda.allot import Allotment
@@ -125,30 +127,41 @@ def test_the_axis_is_the_named_ranges(data: tuple[list[int], list[dict[str, Any]
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(0, 1 << 30))
-def test_ranges_are_granted_as_they_stand(lengths: list[int], seed: int) -> None:
-    """Droids ask, finish, and are cut off in the middle of ranges: every event is granted until it is done, no grant
-    crosses an edge, and what was never begun stays whole."""
+def test_ranges_are_worked_on_as_they_stand(lengths: list[int], seed: int) -> None:
+    """Droids are granted, hand to workers, give back, and are cut off in the middle of ranges: every event is done
+    once, no worker's range crosses an edge, and what was never begun stays whole."""
     rng = random.Random(seed)
-    cuts = [0, *np.cumsum(lengths).tolist()]
+    cuts = memoryview(np.cumsum([0, *lengths], dtype=np.int64))
     total = cuts[-1]
     ledger = Ledger(total)
     ledger.pending.add(0, total)
-    allot = Allotment(ledger, memoryview(np.array(cuts, np.int64)), 4, total, whole=True)
-    droids = [Droid(number, "host", 1, allot.cursor(number)) for number in range(3)]
+    allot = Allotment(ledger, cuts, 4, total, whole=True)
+    droids = [(Droid(number, "host", 1, allot.cursor(number)), Holding(2, Pace(2))) for number in range(3)]
     wholes = set(pairwise(cuts))
     begun: set[tuple[int, int]] = set()
     done = np.zeros(total, int)
+    for _, holding in droids:
+        holding.cuts, holding.size = cuts, -(-total // len(lengths))
+        for worker in holding.workers:
+            worker.state = "ready"
     while ledger.open:
-        droid = rng.choice(droids)
+        droid, holding = rng.choice(droids)
         droid.want = rng.randrange(1, 20)
-        for start, stop, _ in allot.take(droid, 0, 3):
-            (owner,) = [pair for pair in wholes if pair[0] <= start and stop <= pair[1]]
-            assert (start, stop) == owner or owner in begun
-            middle = rng.choice([stop, stop, rng.randrange(start, stop + 1)])
-            if start < middle:
-                done[start:middle] += 1
-                ledger.finish(droid.rank, start, middle)
-            if middle < stop:
-                begun |= {owner} if start < middle or owner in begun else set()
-                ledger.give_back(droid.rank, middle, stop)
+        holding.backlog.extend(allot.take(droid, 0, 3))
+        holding.pace.measure(1e-3, rng.randrange(1, 20))
+        for start, stop, _ in holding.tail(rng.choice([0, 0, 5])):
+            assert start in cuts or any(low < start < high for low, high in begun)
+            ledger.give_back(droid.rank, start, stop)
+        for assigned in holding.assign():
+            for start, stop, _ in assigned.ranges:
+                (owner,) = [pair for pair in wholes if pair[0] <= start and stop <= pair[1]]
+                assert (start, stop) == owner or owner in begun
+                middle = rng.choice([stop, stop, rng.randrange(start, stop + 1)])
+                if start < middle:
+                    done[start:middle] += 1
+                    ledger.finish(droid.rank, start, middle)
+                if middle < stop:
+                    begun |= {owner} if start < middle or owner in begun else set()
+                    ledger.give_back(droid.rank, middle, stop)
+            holding.answered(assigned.worker, total)
     assert (done == 1).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,16 @@ def test_one_input_file_needs_no_name(tmp_path: Path) -> None:
             axis.parse(other)
     with pytest.raises(ConfigError, match="numbered 1 to 5"):
         axis.parse("generate:6")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    lay(tmp_path, [entry("x", 1, 2)])
+    old, young = tmp_path / "index" / ".ranges-old", tmp_path / "index" / ".ranges-young"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1.0, 1.0))
+    lay(tmp_path, [entry("x", 1, 2)])
+    assert young.exists() and not old.exists()
 
 
 def test_groups_are_kept(tmp_path: Path) -> None:
