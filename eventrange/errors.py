@@ -375,6 +375,14 @@ class LauncherMissing(YodaError):
     todo = "pip install 'yoda-droid[mpi]', load the site's MPI, or set `launcher` in the site file"
 
 
+class LauncherEnded(YodaError):
+    """The MPI launcher that `yoda run` started ended before rank 0 had begun; what it said stands above."""
+
+    exit_code = RUN_AGAIN
+    what = "{program} ended with status {status} before rank 0 had begun"
+    todo = "run the same command again; if that does not help, see whether MPI starts at all: {trial}"
+
+
 class RanksAlone(YodaError):
     """A launcher started several processes, but MPI made each a job of its own: PMI or the MPI did not match."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from eventrange.errors import RUN_AGAIN
+from eventrange.errors import RUN_AGAIN, LauncherEnded
 from yoda.setting import EXIT_FILE, Setting
 
 HURRY = 2.0  #: seconds a launcher may take to end its ranks when the user interrupts twice
@@ -70,6 +71,8 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
         line.close()
         for number in _FORWARDED:
             signal.signal(number, signal.SIG_DFL)
+        if not os.path.exists(exit_file):
+            raise LauncherEnded(program=command[0], status=status, trial=shlex.join([*command, "true"]))
         try:
             with open(exit_file) as file:
                 return int(file.read())
@@ -94,7 +97,7 @@ def _see_through(child: subprocess.Popen[bytes], exit_file: str, hurry: list[flo
         except subprocess.TimeoutExpired:
             if hurry and time.monotonic() - hurry[0] > HURRY:
                 child.kill()
-            late += os.path.exists(exit_file)
+            late += os.path.exists(exit_file) and os.path.getsize(exit_file) > 0
             if late == LATE:
                 child.terminate()
             elif late == 2 * LATE:

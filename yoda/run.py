@@ -6,6 +6,7 @@ While MPI starts, the zygote already loads the payload.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -36,6 +37,9 @@ def run(request: Request, environ: Mapping[str, str] = os.environ) -> int:
         return launch(read(request), environ)
     rank = place[0]
     if rank == 0:
+        if EXIT_FILE in environ:
+            with contextlib.suppress(OSError), open(environ[EXIT_FILE], "w"):
+                pass  # the launcher is to know that we have begun
         from yoda.rank0 import rank0
 
         return rank0(request, environ, begun)

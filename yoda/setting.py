@@ -12,7 +12,7 @@ from eventrange.errors import YodaError
 from eventrange.taskdir import TaskDir
 from yoda.config import Job, Site, default_task_dir, load_job, load_site
 
-EXIT_FILE = "YODA_EXIT_FILE"  #: variable that names the file in which rank 0 leaves its exit code for our launcher
+EXIT_FILE = "YODA_EXIT_FILE"  #: names the file in which rank 0 leaves its exit code for our launcher; empty till then
 
 
 @dataclass(frozen=True)

@@ -279,6 +279,11 @@ class Running:
         except ProcessLookupError:
             pass
 
+    def kill_launcher(self) -> None:
+        """SIGKILL the mpiexec that `yoda run` has started."""
+        (launcher,) = [p for p in self.find("launcher") if p.parent == self.process.pid]
+        self.signal(launcher.pid)
+
     def kill_everything(self) -> None:
         end_all(self.mark)
         self.process.wait()

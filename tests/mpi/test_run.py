@@ -213,6 +213,24 @@ def test_starts_where_a_killed_launcher_had_the_same_process_id(place: Place, tm
     assert done.code == 0 and len(merged(place)) == 1, done.text
 
 
+def test_a_launcher_that_ends_before_anything_began_is_told_from_a_run_that_was_lost(place_here: Place) -> None:
+    launcher = place_here.folder / "launch"
+    launcher.write_text("#!/bin/sh\necho no listener >&2\nexit 213\n")
+    launcher.chmod(0o755)
+    place_here.job(inputs={"format": "generate", "events": 5_000_000})
+    place_here.site(launcher=f"{launcher} -n {{ranks}}")
+    done = place_here.run()
+    assert done.code == 75, done.text
+    assert "no listener" in done.err and "ended with status 213 before rank 0 had begun" in done.err
+    assert f"{launcher} -n 2 true" in done.err
+    place_here.site()
+    run = place_here.start()
+    run.until(lambda: place_here.done() > 0, "something durable")
+    run.kill_launcher()
+    done = run.wait()
+    assert done.code == 75 and "without a result" in done.err, done.text
+
+
 def test_status_says_what_the_journal_says(place_here: Place) -> None:
     """`yoda status --json`: one document, whose parts add up."""
     place = place_here
