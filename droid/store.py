@@ -7,6 +7,7 @@ row has none. One sync at a time runs in the Syncer's thread while the next grou
 from __future__ import annotations
 
 import errno
+import math
 import os
 import time
 from collections import deque
@@ -64,7 +65,7 @@ class Store:
         self._number = -1
         self._begun = 0.0
         self._unsynced: list[NDArray[Any]] = []
-        self._since = 0.0
+        self._synced = -math.inf  # when the last sync began
         self._bytes = 0
         self.commits: dict[int, int] = {}  #: histogram (times.py) of the seconds from `add` until it was durable
         self._syncing: deque[tuple[NDArray[Any], float]] = (
@@ -104,17 +105,18 @@ class Store:
         if (keep & ~stored).any():
             self.ready.append(rows[keep & ~stored])
         if stored.any():
-            if not self._unsynced:
-                self._since = now
             self._unsynced.append(rows[stored])
 
     def due(self, now: float, busy: bool) -> float:
-        """Seconds until the next group commit; infinite if nothing waits. Nobody at work: at once."""
+        """Seconds until the next group commit; infinite if nothing waits. Nobody at work: at once.
+
+        It is so long after the last one, not after what waits came: what comes seldom is durable at once.
+        """
         if not self._unsynced or self._syncing:
             return float("inf")
         if self._bytes >= self.choices.commit_bytes or not busy:
             return 0.0
-        return max(0.0, self._since + self.choices.commit_seconds - now)
+        return max(0.0, self._synced + self.choices.commit_seconds - now)
 
     def pump(self, now: float, busy: bool) -> None:
         """Collect finished syncs and ask for the next when it is due."""
@@ -126,6 +128,7 @@ class Store:
                 self._give_up(error)
             self.ready.append(rows)
         if self.due(now, busy) <= 0 and self._segment is not None:
+            self._synced = now
             self._request(self._segment.file)
 
     def discard(self) -> None:

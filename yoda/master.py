@@ -8,6 +8,7 @@ only sign that a run ended as it should.
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import select
 import signal
@@ -65,6 +66,7 @@ class MasterShell:
         self.processes: dict[int, tuple[str, int]] = {}  #: host and process id of each Droid
         self.waiting_since: float | None = None  # oldest entry not yet handed to a sync
         self.syncing_since: float | None = None
+        self.synced = -math.inf  # when the last sync began
         self.broken: CannotWrite | None = None
         self.unsynced: dict[int, int] = {}  # Droid -> number of its last note in the journal that it wants acknowledged
         self.unkept: dict[int, int] = {}  # the same, of those that are being synced
@@ -296,7 +298,8 @@ class MasterShell:
                 self.info.say("more events fail; see `yoda journal` for all of them")
 
     def _commit(self, now: float) -> None:
-        """Group commit: hand what waits to the kernel and have it synced, one sync at a time."""
+        """Group commit: hand what waits to the kernel and have it synced, one sync at a time, so long after the last
+        one that they are not too many: what comes seldom is durable at once."""
         for _, error in self.syncer.done():
             if self.syncing_since is not None:
                 self.dispatcher.ending.committed(journal=now - self.syncing_since)
@@ -309,14 +312,14 @@ class MasterShell:
             self.unkept = {}
         if self.broken is not None or self.syncing_since is not None or self.waiting_since is None:
             return
-        if now - self.waiting_since < self.info.commit_seconds and not self.dispatcher.complete:
+        if now - self.synced < self.info.commit_seconds and not self.dispatcher.complete:
             return
         try:
             self.journal.flush()
         except CannotWrite as error:
             self.broken = error
             return
-        self.syncing_since, self.waiting_since = self.waiting_since, None
+        self.synced, self.syncing_since, self.waiting_since = now, self.waiting_since, None
         self.unkept, self.unsynced = self.unsynced, {}
         self.syncer.request(None, self.journal.file)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchlib import CORES, Figure, alternate, median, peer, peer_python, workspace, write_job, yoda
+from benchlib import CORES, MODULES, Figure, alternate, median, peer, peer_python, workspace, write_job, yoda
 
 #: kind, chunk size, events in a full run: enough for a second or so of work each
 PEERS = (
@@ -21,8 +21,8 @@ PEERS = (
     ("dask", 1, 2000),
     ("ray", 1, 4000),
     ("parsl", 1, 3000),
+    ("hyperqueue", 1, 100),
 )
-MODULES = {"dask": "distributed", "ray": "ray", "parsl": "parsl"}
 
 
 def run(quick: bool = False) -> dict[str, Any]:

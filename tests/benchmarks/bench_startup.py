@@ -11,17 +11,14 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from benchlib import CORES, Figure, alternate, command, journal, median, mpiexec, workspace, write_job, yoda
+from benchlib import CORES, Figure, alternate, command, empty, journal, median, workspace, write_job, yoda
 
 from eventrange.taskdir import TaskDir
 
 FIRST, FURTHER = 3000, 150
-
-_EMPTY = "from mpi4py import MPI\nimport time\nif MPI.COMM_WORLD.Get_rank(): print(time.time(), flush=True)\n"
 
 
 def run(quick: bool = False) -> dict[str, Any]:
@@ -30,26 +27,15 @@ def run(quick: bool = False) -> dict[str, Any]:
     rounds = 1 if quick else 5
     with workspace() as folder:
         job = write_job(folder, "start", "small", 200, ranges={"events": 10})
-        (folder / "empty.py").write_text(_EMPTY)
         calls = _calls(job, folder) if shutil.which("strace") else {}
         alone = _python_calls(folder) if calls else 0
-        found = alternate({"yoda": lambda: _first_event(job), "empty": lambda: _empty(folder)}, rounds)
+        found = alternate({"yoda": lambda: _first_event(job), "empty": lambda: empty(folder)}, rounds)
     return {"file_calls": calls, "python_file_calls": alone, "seconds": found}
 
 
 def _first_event(job: Path) -> float:
     outcome = yoda(job)
     return outcome.window[0] - outcome.launched
-
-
-def _empty(folder: Path) -> float:
-    """Seconds until MPI has started in an empty program, launched the same way."""
-    parts, environment = mpiexec(2)
-    begin = time.time()
-    answer = subprocess.run(
-        [*parts, sys.executable, str(folder / "empty.py")], env=environment, capture_output=True, text=True, check=True
-    )
-    return float(answer.stdout.split()[0]) - begin
 
 
 def _strace(prefix: Path, *what: str) -> list[str]:

@@ -35,7 +35,19 @@ from eventrange.taskdir import TaskDir
 from yoda.bench import Figure
 from yoda.placing import launcher
 
-__all__ = ["CORES", "Figure", "Outcome", "Sampler", "alternate", "median", "peer", "peer_python", "workspace", "yoda"]
+__all__ = [
+    "CORES",
+    "Figure",
+    "Outcome",
+    "Sampler",
+    "alternate",
+    "empty",
+    "median",
+    "peer",
+    "peer_python",
+    "workspace",
+    "yoda",
+]
 
 HERE = Path(__file__).resolve().parent
 ENTRY = os.path.abspath(eventrange.entry.__file__)
@@ -163,6 +175,10 @@ def journal(taskdir: TaskDir) -> tuple[NDArray[Any], list[dict[str, Any]]]:
 # -- peers -------------------------------------------------------------------------------------------------------------
 
 
+#: what the peers import that is not in our own environment
+MODULES = {"dask": "distributed", "ray": "ray", "parsl": "parsl", "hyperqueue": "hyperqueue"}
+
+
 def peer_python(module: str) -> str | None:
     """A Python that has `module`: ours, or the one named by `yoda bench --peers`; None if neither has."""
     for python in dict.fromkeys((sys.executable, os.environ.get("YODA_BENCH_PEERS", sys.executable))):
@@ -181,12 +197,27 @@ def mpiexec(ranks: int) -> tuple[list[str], dict[str, str]]:
     return parts, {**os.environ, **extra}
 
 
+_EMPTY = "from mpi4py import MPI\nimport time\nif MPI.COMM_WORLD.Get_rank(): print(time.time(), flush=True)\n"
+
+
+def empty(folder: Path) -> float:
+    """Seconds from starting the launcher until MPI has started in a program that does nothing else: what no runner on
+    MPI can beat."""
+    (folder / "empty.py").write_text(_EMPTY)
+    parts, environment = mpiexec(2)
+    begin = time.time()
+    answer = subprocess.run(
+        [*parts, sys.executable, str(folder / "empty.py")], env=environment, capture_output=True, text=True, check=True
+    )
+    return float(answer.stdout.split()[0]) - begin
+
+
 def peer(folder: Path, kind: str, work: str, events: int, chunk: int, **options: Any) -> dict[str, Any]:
     """Have a peer do `events` calls of payloads.WORK with CORES workers; what peers.py prints, and the Sampler."""
     request = json.dumps({"kind": kind, "work": work, "events": events, "chunk": chunk, "workers": CORES, **options})
     script, environment = [str(HERE / "peers.py"), request], dict(os.environ)
     python = sys.executable
-    module = {"dask": "distributed", "ray": "ray", "parsl": "parsl"}.get(kind)
+    module = MODULES.get(kind)
     if module:
         python = peer_python(module) or ""
         environment["PATH"] = os.path.dirname(python) + os.pathsep + environment["PATH"]
@@ -254,10 +285,9 @@ class Sampler:
         times, _, tree = np.array(self.samples).T
         return float(np.diff(np.interp([begin, end], times, np.maximum.accumulate(tree)))[0])
 
-    def busy(self, work: float, begin: float, end: float) -> float:
-        """The part of what this machine could give between two unix times that became `work` seconds of CPU in
-        payloads."""
-        return work / (CORES * (end - begin) - self.others(begin, end))
+    def capacity(self, begin: float, end: float) -> float:
+        """CPU seconds this machine could give between two unix times."""
+        return CORES * (end - begin) - self.others(begin, end)
 
 
 def machine_cpu() -> float:

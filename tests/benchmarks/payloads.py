@@ -57,6 +57,34 @@ class Spin:
         return {"begin": begin, "end": end, "vertex": _VERTEX, "jets": _JETS}
 
 
+class Pythia:
+    """Real events: proton-proton collisions with a pair of top quarks, some milliseconds each."""
+
+    def setup(self) -> None:
+        import pythia8mc
+
+        self.generator = pythia8mc.Pythia("", False)
+        settings = ("Print:quiet = on", "Beams:eCM = 13000.", "Top:gg2ttbar = on", "Top:qqbar2ttbar = on")
+        for line in (*settings, "Random:setSeed = on", "Random:seed = 1"):
+            self.generator.readString(line)
+        self.generator.init()
+
+    def process(self, event: int, random: Any) -> dict[str, Any]:
+        begin = time.time()
+        self.generator.rndm.init(event + 1)
+        self.generator.next()
+        charged = self.generator.event.nFinal(True)
+        return {"begin": begin, "end": time.time(), "charged": charged, "vertex": _VERTEX}
+
+
+@functools.lru_cache(maxsize=1)
+def pythia() -> Pythia:
+    """The one of this process."""
+    made = Pythia()
+    made.setup()
+    return made
+
+
 def sleep(event: Any, random: Any, seconds: float) -> dict[str, Any]:
     """A worker that is busy and uses no CPU: what is left is the runner's own."""
     time.sleep(seconds)

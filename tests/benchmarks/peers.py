@@ -1,12 +1,13 @@
 """One peer doing the same work, started by benchlib.peer: `python peers.py '{"kind": ..., "work": ..., ...}'`.
 
 Prints one JSON line. `noop` and `sleep` work is timed from the first submission to the last result, workers warm.
-`spin` work returns its own times, and the parent writes the fields to HDF5, a thousand events at a time: the fastest
-simple way there is, and neither durable nor resumable.
+`spin` and `pythia` work return their own times, and the parent writes the fields to HDF5, a thousand events at a time:
+the fastest simple way there is, and neither durable nor resumable.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 import time
@@ -32,6 +33,12 @@ def spin(event: int, mean: float, events: int) -> dict[str, Any]:
 
     begin, end = payloads.spin(float(payloads.durations(mean, events)[event]))
     return {"begin": begin, "end": end, "vertex": payloads._VERTEX, "jets": payloads._JETS}
+
+
+def pythia(event: int) -> dict[str, Any]:
+    import payloads
+
+    return payloads.pythia().process(event, None)
 
 
 @contextmanager
@@ -98,6 +105,33 @@ def pool(kind: str, workers: int) -> Iterator[Map]:
                     yield from future.result()
 
             yield parsl_map
+    elif kind == "hyperqueue":
+        import pickle
+        from pathlib import Path
+        from tempfile import TemporaryDirectory
+
+        from hyperqueue import Job, LocalCluster
+        from hyperqueue.cluster import WorkerConfig
+        from hyperqueue.task.function import PythonEnv
+
+        with TemporaryDirectory() as name, LocalCluster(f"{name}/server", WorkerConfig(workers)) as hq:
+            client = hq.client(python_env=PythonEnv(sys.executable))
+
+            def hq_map(work: Callable[[int], Any], events: Iterable[int], chunk: int) -> Iterator[Any]:
+                # a process for every task, and what it returns is gone unless it is put into a file
+                def into_file(part: list[int], path: str) -> None:
+                    Path(path).write_bytes(pickle.dumps([work(event) for event in part]))
+
+                job, paths = Job(name), list[Path]()
+                for number, part in enumerate(chunks(events, chunk)):
+                    paths.append(Path(name, f"{number}"))
+                    job.function(into_file, args=(part, str(paths[-1])), stdout=None, stderr=None)
+                client.wait_for_jobs([client.submit(job)])
+                for path in paths:
+                    yield from pickle.loads(path.read_bytes())
+                    path.unlink()
+
+            yield hq_map
     else:
         raise ValueError(kind)
 
@@ -141,19 +175,22 @@ class Writer:
 
 
 def main() -> None:
+    # What a runner leaves behind as a daemon stays in our tree: its CPU time is this runner's, not somebody else's.
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     request = json.loads(sys.argv[1])
     events, chunk, workers = request["events"], request["chunk"], request["workers"]
-    work: Callable[[int], Any] = {"noop": noop, "sleep": sleep, "spin": spin}[request["work"]]
+    work: Callable[[int], Any] = {"noop": noop, "sleep": sleep, "spin": spin, "pythia": pythia}[request["work"]]
     if request["work"] == "spin":
         work = partial(spin, mean=request["mean"], events=events)
     elif request["work"] == "sleep":
         work = partial(sleep, seconds=request["seconds"])
     with pool(request["kind"], workers) as run:
-        for _ in run(noop, range(100 * workers), 1):  # workers are up, and have imported what they need
-            pass
+        warm = work if request["work"] == "pythia" else noop
+        for _ in run(warm, range(100 * workers), 50 if request["kind"] == "hyperqueue" else 1):
+            pass  # workers are up, and have imported and made what they need
         out: dict[str, Any] = {}
         begin = time.time()
-        if request["work"] == "spin":
+        if request["work"] in ("spin", "pythia"):
             writer, times = Writer("peer.h5"), []
             for fields in run(work, range(events), chunk):
                 times.append((fields["begin"], fields["end"]))
