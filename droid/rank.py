@@ -267,7 +267,7 @@ class DroidShell:
                 backlog=self.core.holding.waiting,
                 busy=self.core.holding.busy,
                 seconds_per_event=self.core.seconds_per_event,
-                running=sorted(running, key=lambda pair: -pair[1])[:16],
+                running=messages.pack_running(sorted(running, key=lambda pair: -pair[1])[:16]),
                 times={b: n for b, n in times.items() if n},
                 schema=self.core.schema,
                 notes=self.notes,

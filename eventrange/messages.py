@@ -7,6 +7,8 @@ carries frames `length 4 | type 1 | payload`, since what travels there is mostly
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -27,6 +29,18 @@ def pack_ranges(ranges: list[Range]) -> bytes:
 
 def unpack_ranges(data: bytes) -> list[Range]:
     return np.frombuffer(data, RANGE).tolist()
+
+
+_RUNNING = struct.Struct("<qd")
+
+
+def pack_running(running: Iterable[tuple[int, float]]) -> bytes:
+    """Events that workers are on, and for how many seconds each."""
+    return b"".join(_RUNNING.pack(event, seconds) for event, seconds in running)
+
+
+def unpack_running(data: bytes) -> Iterator[tuple[int, float]]:
+    return _RUNNING.iter_unpack(data)
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True, omit_defaults=False):
@@ -61,9 +75,9 @@ class Report(Message, frozen=True, tag=2, array_like=True):
     """Droid -> Yoda: what became durable, what failed, what comes back, and how many more events are wanted.
 
     `records` holds RECORD rows of kinds DONE, FAILED and RETURNED; images of DONE rows are fsynced. `want` and
-    `backlog` count events. `running` is the event each worker is on and for how many seconds, oldest first (at most
-    16). `times` is the histogram of event times (times.py) since the last report, `commits` that of the seconds until
-    results were durable, `notes` go into the journal as they are.
+    `backlog` count events. `running` (pack_running) is the event each worker is on and for how many seconds, oldest
+    first (at most 16). `times` is the histogram of event times (times.py) since the last report, `commits` that of
+    the seconds until results were durable, `notes` go into the journal as they are.
     """
 
     records: bytes
@@ -72,7 +86,7 @@ class Report(Message, frozen=True, tag=2, array_like=True):
     backlog: int
     busy: int
     seconds_per_event: float
-    running: list[tuple[int, float]]
+    running: bytes
     times: dict[int, int] = {}
     schema: str = ""
     notes: list[dict[str, Any]] = []

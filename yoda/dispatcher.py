@@ -135,7 +135,7 @@ class Dispatcher:
         out: list[Instruction] = []
         droid.heard = now
         droid.backlog, droid.busy = report.backlog, report.busy
-        droid.seconds_per_event, droid.running = report.seconds_per_event, report.running
+        droid.seconds_per_event, droid.on = report.seconds_per_event, report.running
         add(self.times, report.times)
         self.ending.committed(droids=report.commits)
         out += [Note(note["note"], {k: v for k, v in note.items() if k != "note"}) for note in report.notes]

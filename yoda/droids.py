@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from eventrange.intervals import IntervalSet
+from eventrange.messages import unpack_running
 
 RECENT = 8  #: outcomes and verdicts remembered per Droid
 MOSTLY = 0.75  #: this part of them makes a Droid bad
@@ -33,7 +35,7 @@ class Droid:
     backlog: int = 0
     busy: int = 0
     seconds_per_event: float = 0.0
-    running: list[tuple[int, float]] = field(default_factory=list)
+    on: bytes = b""  #: what its workers are on, as it was reported: unpacked where that is needed, which is rarely
     heard: float = 0.0
     ask_at: float = -math.inf  #: when it may be asked again to give something back
     patience: float = 0.0  #: seconds to wait after that: longer each time it could not
@@ -43,6 +45,16 @@ class Droid:
     verdicts: deque[bool] = field(
         default_factory=lambda: deque(maxlen=RECENT)
     )  #: True: what failed here went well elsewhere
+
+    @property
+    def running(self) -> Iterator[tuple[int, float]]:
+        """Events that its workers are on, and the seconds each had taken when it reported last; the oldest first."""
+        return unpack_running(self.on)
+
+    @property
+    def oldest(self) -> float:
+        """Seconds of the first of them; 0 if there is none."""
+        return next(self.running, (0, 0.0))[1]
 
     @property
     def suspect(self) -> bool:

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -205,11 +206,11 @@ class MasterShell:
         """A sign of life, and what only Yoda knows of the moment; its size does not grow with the task."""
         d, now = self.dispatcher, time.monotonic()
         # The slowest events are on the Droids whose oldest event is slowest: `running` has the oldest first.
-        laden = heapq.nlargest(
-            LISTED, (x for x in d.at_work if x.running), key=lambda x: x.running[0][1] + now - x.heard
-        )
+        laden = heapq.nlargest(LISTED, (x for x in d.at_work if x.on), key=lambda x: x.oldest + now - x.heard)
         running = [
-            [event, round(seconds + now - x.heard, 1), x.rank] for x in laden for event, seconds in x.running[:LISTED]
+            [event, round(seconds + now - x.heard, 1), x.rank]
+            for x in laden
+            for event, seconds in islice(x.running, LISTED)
         ]
         self._note(
             "pulse",

@@ -87,7 +87,7 @@ class Metrics:
         samples["yoda_droids"] = [(f'state="{state}"', count) for state, count in states.items()]
         for q in (0.5, 0.9, 0.99):
             samples["yoda_event_seconds"].append((f'quantile="{q}"', quantile(dispatcher.times, q)))
-        longest = (seconds + now - x.heard for x in at_work for _, seconds in x.running[:1])
+        longest = (x.oldest + now - x.heard for x in at_work if x.on)
         for name, value in (
             ("yoda_workers", sum(x.workers for x in at_work)),
             ("yoda_workers_busy", sum(x.busy for x in at_work)),

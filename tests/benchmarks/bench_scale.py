@@ -188,7 +188,9 @@ class _Droid:
         self.reported = now
         busy = len(self.ends)
         return messages.encode(
-            Report(done.tobytes(), [], want, self.held, busy, self.seconds, running, times, "fields")
+            Report(
+                done.tobytes(), [], want, self.held, busy, self.seconds, messages.pack_running(running), times, "fields"
+            )
         )
 
     def want(self) -> int:

@@ -488,7 +488,7 @@ class SimDroid:
                 backlog,
                 self.core.holding.busy,
                 self.core.seconds_per_event,
-                [(e, s) for e, s in running[:16]],
+                messages.pack_running(running[:16]),
                 times,
                 self.core.schema,
                 [],

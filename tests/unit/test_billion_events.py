@@ -31,7 +31,7 @@ def history(events: int) -> list[tuple[int, int]]:
 
 
 def report(rows: Any, want: int) -> Report:
-    return Report(rows.tobytes(), [], want, 0, 0, 0.01, [], {}, "x")
+    return Report(rows.tobytes(), [], want, 0, 0, 0.01, b"", {}, "x")
 
 
 def work(events: int) -> Dispatcher:

@@ -43,6 +43,7 @@ class Yoda:
 
     def report(self, rank: int, rows: NDArray[Any] | None = None, want: int = 0, **fields: Any) -> list[Instruction]:
         values: dict[str, Any] = {"backlog": 0, "busy": 0, "seconds_per_event": 1.0, "running": [], **fields}
+        values["running"] = messages.pack_running(values["running"])
         return self.d.report(
             self.now,
             rank,

@@ -17,7 +17,7 @@ SAMPLE = re.compile(r'^([a-z_]+)\{((?:[a-z]+="(?:[^"\\\n]|\\.)*",?)+)\} (-?[0-9.
 def dispatcher() -> Dispatcher:
     made = Dispatcher(Ledger(100), [0], Settings(), 100)
     made.hello(10.0, 1, "n1", 4)
-    report = messages.Report(b"", [], 8, 0, 3, 0.1, [(5, 2.0)], {0: 10})
+    report = messages.Report(b"", [], 8, 0, 3, 0.1, messages.pack_running([(5, 2.0)]), {0: 10})
     made.report(11.0, 1, report, messages.rows(b""))
     made.deadline = 100.0
     return made
