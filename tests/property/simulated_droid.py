@@ -237,6 +237,7 @@ class SimDroid:
     def __init__(self, world: World, rank: int, nature: Nature) -> None:
         self.world, self.rank, self.nature = world, rank, nature
         self.core = core.DroidCore(nature.workers, world.plan.timeout)
+        self.core.holding.cuts = world.plan.cuts if world.plan.named else None
         self.slots: NDArray[Any] = np.zeros(nature.workers, SLOT)
         self.slots["event"] = -1
         self.workers = [SimWorker(self, i) for i in range(nature.workers)]
@@ -413,7 +414,9 @@ class SimDroid:
         assert step.ranges
         for start, stop, _ in step.ranges:
             assert start < stop
-            if self.core.holding.size:
+            if self.core.holding.cuts is not None:
+                self.world.yoda.check_cuts(start, stop)
+            elif self.core.holding.size:
                 assert stop - start <= self.core.holding.size, "a range longer than the fixed size"
 
     def failure(self, step: core.Failure) -> None:

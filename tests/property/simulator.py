@@ -19,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ class Plan:
     network: float  #: mean delay of a message, seconds
     losing: bool  #: MPI tells of dead ranks and goes on without them
     schemas: bool
+    named: bool = False  #: someone else named the ranges: what lies between two cuts stays together
 
     @classmethod
     def draw(cls, seed: int) -> Plan:
@@ -111,7 +113,7 @@ class Plan:
         if group and "hang" in poison.values():
             size = min(size or 5, 7)  # a group may take as long as all its events together
         schemas = rng.random() < 0.2
-        return cls(
+        plan = cls(
             seed=seed,
             total=total,
             cuts=sorted({0, *(rng.randrange(total) for _ in range(rng.choice([0, 0, 1, 5, 30])))}),
@@ -131,6 +133,12 @@ class Plan:
             losing=rng.random() < 0.6,
             schemas=schemas,
         )
+        if rng.random() < 0.25 and not (group and "hang" in poison.values()):
+            most = rng.choice([1, 3, 20, 200])
+            steps = np.array([0, *(rng.randint(1, most) for _ in range(total))])
+            plan.cuts = sorted({*steps.cumsum()[steps.cumsum() < total].tolist(), total})
+            plan.named, plan.size = True, -(-total // (len(plan.cuts) - 1))
+        return plan
 
 
 @dataclass
@@ -440,7 +448,11 @@ class SimYoda:
         self.known = read_progress(world.taskdir, FINGERPRINT)
         ledger = ledger_of(plan.total, self.known)
         settings = Settings(
-            size=plan.size, range_seconds=plan.range_seconds, max_attempts=plan.max_attempts, grace=plan.grace
+            size=plan.size,
+            whole=plan.named,
+            range_seconds=plan.range_seconds,
+            max_attempts=plan.max_attempts,
+            grace=plan.grace,
         )
         self.done = IntervalSet(self.known.done)  # by our own book
         self.dispatcher = Dispatcher(ledger, plan.cuts, settings, plan.total)
@@ -619,6 +631,7 @@ class SimYoda:
                 if self.dispatcher.schema and image[2] != self.dispatcher.schema:
                     raise Violation(f"[{start}, {stop}) has fields {image[2]}, the task {self.dispatcher.schema}")
                 self.done.add(start, stop)
+                self.check_cuts(start, stop)
             elif row["kind"] == Kind.QUARANTINED:
                 self.check_quarantine(start)
 
@@ -636,9 +649,14 @@ class SimYoda:
                 raise Violation(f"L4: [{start}, {stop}) granted to {droid} was acknowledged by an earlier allocation")
             if self.done.overlap(start, stop):
                 raise Violation(f"[{start}, {stop}) granted to {droid} is done")
-            if any(start < cut < stop for cut in self.world.plan.cuts):
-                raise Violation(f"[{start}, {stop}) crosses a cut")
+            if not self.world.plan.named:  # else the Droid keeps to them
+                self.check_cuts(start, stop)
             self.world.grants.update(range(start, stop))
+
+    def check_cuts(self, start: int, stop: int) -> None:
+        cuts = self.world.plan.cuts
+        if bisect_left(cuts, stop) > bisect_right(cuts, start):
+            raise Violation(f"[{start}, {stop}) crosses a cut")
 
     def check(self) -> None:
         """Every event is exactly one of pending, retry, in flight, quarantined, done; and done means recorded."""
