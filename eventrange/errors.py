@@ -93,7 +93,7 @@ class RangesDamaged(YodaError):
 
     exit_code = BAD_CONFIG
     what = "{path} is damaged: {detail}"
-    todo = "run the same `yoda run` again: it is made again from ranges.file of the job"
+    todo = "remove it, and run the same `yoda run` again: it is made again from ranges.file of the job"
 
 
 # --- data, 65 ---------------------------------------------------------------------------------------------------------

@@ -28,10 +28,12 @@ def verify(taskdir: TaskDir, frozen: Frozen) -> dict[str, Any]:
     any, and merged files; `sound` says whether all is well.
 
     Damage in a journal has already cost what it costs: those events are pending. Damaged images become pending when a
-    merge meets them.
+    merge meets them. Raises RangesDamaged, since then nothing could be said.
     """
     fingerprint = frozen.fingerprint
     axis = Axis.from_dict(frozen.axis)
+    if axis.ranges is not None:
+        axis.ranges.check()  # else nothing that follows could be trusted
     known = read_progress(taskdir, fingerprint)
     ledger = ledger_of(axis.total, known)
     rows, allocation, names = done_records(taskdir, fingerprint)

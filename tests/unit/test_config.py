@@ -309,3 +309,23 @@ def test_importing_config_is_light() -> None:
     code = "import sys, yoda.config; print(*{'numpy', 'h5py', 'rich', 'boto3', 'mpi4py'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_ranges_that_someone_else_named(job: Path) -> None:
+    folder = job.parent
+    (folder / "r.json").write_text("[]")
+    found = load_job(str(job), ["ranges.file=r.json", "ranges.numbering=inputs"]).ranges
+    assert (found.file, found.numbering) == (str(folder / "r.json"), "inputs")
+    assert load_job(str(job), ["ranges.file=$R"], environ={"R": "r.json"}).ranges.file == str(folder / "r.json")
+    for sets, key, says in (
+        (["ranges.file=s.json"], "ranges.file", "there is no file"),
+        (["ranges.file=$NOWHERE/s"], "ranges.file", "NOWHERE"),
+        (["ranges.file=r.json", "ranges.events=5"], "ranges.events", "how many events each range has"),
+        (["ranges.file=r.json", "inputs.events=5"], "inputs.events", "which events the task has"),
+        (["ranges.numbering=inputs"], "ranges.numbering", "there is none"),
+        (["ranges.file=r.json", "ranges.numbering=job"], "ranges.numbering", "not one of file, inputs"),
+    ):
+        error = refused(job, *sets)
+        assert error.values["key"] == key and says in error.values["detail"], error
+    generated = ["inputs={format: generate, events: 5}", "ranges.file=r.json"]
+    assert load_job(str(job), generated).inputs.events == 5, "there it says where events end"

@@ -12,11 +12,12 @@ import pytest
 
 from eventrange.axis import Axis
 from eventrange.durable import Files
-from eventrange.errors import BAD_CONFIG, CannotWrite, InputChanged, NotATask, TaskChanged, TaskDamaged
+from eventrange.errors import BAD_CONFIG, CannotWrite, ConfigError, InputChanged, NotATask, TaskChanged, TaskDamaged
 from eventrange.journal import JournalWriter
 from eventrange.taskdir import TaskDir
 from yoda.config import load_job
 from yoda.schema import Job
+from yoda.sources import named_axis
 from yoda.task import differences, need_task, open_task, read_task
 
 Make = Callable[..., Job]
@@ -287,3 +288,44 @@ def test_differences_of_trees() -> None:
         "c.d: 1 -> 1.0",
         "e: (not there) -> null",
     ]
+
+
+def test_named_ranges_are_part_of_the_task(make: Make, taskdir: TaskDir, tmp_path: Path) -> None:
+    """Their content decides, not the file's date or form; the task directory may be moved; a refused list leaves
+    nothing behind."""
+    file = tmp_path / "ranges.csv"
+    header = "eventRangeID,LFN,startEvent,lastEvent\n"
+    file.write_text(header + "x,a.lhe,1,2\ny,b.lhe,3,3\n")
+
+    def job(*sets: str) -> Job:
+        return make(f"ranges.file={file}", *sets)
+
+    def plan(chosen: Job) -> Callable[[], dict[str, Any]]:
+        whole = Axis([(path, 10) for path in chosen.inputs.files])
+        return lambda: named_axis(whole, str(file), taskdir.indexes, chosen.ranges.numbering).to_dict()
+
+    first = open_task(taskdir, job(), plan(job()))
+    assert [entry.events for entry in first.inputs.files] == [2, 1]
+    assert first.ranges is not None and first.ranges.count == 2
+    assert open_task(taskdir, job(), never) == first
+    assert first.fingerprint != open_task(TaskDir(str(tmp_path / "other")), make(), axis(make())).fingerprint
+    file.write_text(header + "\nx,a.lhe,1,2\ny,b.lhe,3,3\n")
+    again = open_task(taskdir, job(), plan(job()))
+    assert again.fingerprint == first.fingerprint and again.ranges != first.ranges
+    os.rename(taskdir.root, tmp_path / "moved")
+    moved = need_task(TaskDir(str(tmp_path / "moved")))
+    assert Axis.from_dict(moved.axis).total == 3 and moved.fingerprint == first.fingerprint
+    os.rename(tmp_path / "moved", taskdir.root)
+    kept = os.listdir(taskdir.indexes)
+    file.write_text(header + "x,a.lhe,1,2\nz,b.lhe,3,3\n")
+    with pytest.raises(TaskChanged, match=r"ranges\.file: ranges\.csv"):
+        open_task(taskdir, job(), plan(job()))
+    with pytest.raises(TaskChanged, match=r"(?s)ranges.*not there"):
+        open_task(taskdir, make(), axis(make()))
+    file.write_text(header + "x,a.lhe,1,2\ny,b.lhe,13,13\n")
+    counted = job("ranges.numbering=inputs")
+    assert open_task(taskdir, counted, plan(counted)).fingerprint == first.fingerprint, "the same events"
+    assert os.listdir(taskdir.indexes) == kept
+    file.unlink()
+    with pytest.raises(ConfigError, match="there is no file"):
+        job()
