@@ -65,6 +65,7 @@ class Store:
         self._number = -1
         self._begun = 0.0
         self._unsynced: list[NDArray[Any]] = []
+        self._since = 0.0  # when the first of those was added
         self._synced = -math.inf  # when the last sync began
         self._bytes = 0
         self.commits: dict[int, int] = {}  #: histogram (times.py) of the seconds from `add` until it was durable
@@ -105,6 +106,8 @@ class Store:
         if (keep & ~stored).any():
             self.ready.append(rows[keep & ~stored])
         if stored.any():
+            if not self._unsynced:
+                self._since = now
             self._unsynced.append(rows[stored])
 
     def due(self, now: float, busy: bool) -> float:
