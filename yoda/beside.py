@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from yoda.frozen import Frozen
     from yoda.setting import Setting
-    from yoda.task import Frozen
 
 
 class Beside:

@@ -16,10 +16,10 @@ from yoda.prepared import Prepared, presence
 if TYPE_CHECKING:
     from eventrange.journal import JournalWriter
     from stageout.merge import Merged
+    from yoda.frozen import Frozen
     from yoda.keeper import Presence
     from yoda.merging import MergeChoices
     from yoda.schema import Site
-    from yoda.task import Frozen
 
 
 def after(prepared: Prepared, code: int, here: Presence | None = None, journal: JournalWriter | None = None) -> int:

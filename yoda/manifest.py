@@ -17,9 +17,9 @@ from eventrange.taskdir import TaskDir
 from stageout.catalogue import SegmentId, key_of
 from stageout.site import StageoutRules
 from stageout.winners import winners
+from yoda.frozen import Frozen
 from yoda.merging import read_notes
 from yoda.stageout import ConfigError, storage_of
-from yoda.task import Frozen
 
 VERSION = 1
 

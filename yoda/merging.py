@@ -21,9 +21,9 @@ from stageout.catalogue import Catalogue
 from stageout.merge import Merged, merge
 from stageout.source import Images
 from stageout.winners import instead, winners
+from yoda.frozen import Frozen
 from yoda.salvage import salvage
 from yoda.stageout import storage_of
-from yoda.task import Frozen
 
 if TYPE_CHECKING:
     from stageout.endpoint import Endpoint

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from eventrange.errors import BAD_DATA, OK, RangesDamaged
 from eventrange.taskdir import TaskDir
+from yoda.frozen import Frozen
 from yoda.setting import Setting
-from yoda.task import Frozen, open_task
+from yoda.task import open_task
 
 if TYPE_CHECKING:  # our launcher does without them, and without numpy, unless a task may be complete
     from eventrange.axis import Axis

@@ -25,8 +25,8 @@ from eventrange.named import NamedRanges
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue, SegmentId
 from stageout.winners import winners
+from yoda.frozen import Frozen
 from yoda.merging import read_notes
-from yoda.task import Frozen
 
 VERSION = 1
 COLUMNS = {

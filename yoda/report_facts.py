@@ -14,9 +14,10 @@ from eventrange.taskdir import TaskDir
 from yoda.accounting import account_entries
 from yoda.chronicle import Chronicle, chronicle
 from yoda.core_seconds import Account
+from yoda.frozen import Frozen
 from yoda.names import event_name, range_name
 from yoda.status import ALIVE, compose
-from yoda.task import Frozen, need_task
+from yoda.task import need_task
 
 
 @dataclass

@@ -1,21 +1,13 @@
-"""A task, frozen: what decides its events, written once into the task directory and compared ever after.
+"""A task directory's task.yaml: made once, compared ever after (yoda/frozen.py says what counts).
 
-`fingerprint` covers what decides the physics and nothing else: name, seed, input files (base name, size, events),
-format, reader options, number of events, the ranges that someone else named, and the payload's spec and options. How we
-cut ranges ourselves, output, site and the place of the
-files may differ from run to run. So may the payload's own file: a repaired bug and another run are legitimate, and
-only worth a warning.
-
-task.yaml is made exclusively (a hard link to a finished file), so two allocations that start at once agree on one;
-later it is only ever replaced as a whole. It carries its own fingerprint, so that a flipped bit in it is seen.
+It is made exclusively (a hard link to a finished file), so two allocations that start at once agree on one; later it is
+only ever replaced as a whole. It carries its own fingerprint, so that a flipped bit in it is seen.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -26,89 +18,15 @@ import msgspec
 from eventrange.durable import FILES, Files, explain, write_file
 from eventrange.errors import ConfigError, InputChanged, NotATask, TaskChanged, TaskDamaged
 from eventrange.taskdir import TaskDir
-from yoda.inputfiles import is_url
+from yoda.frozen import VERSION, Frozen, FrozenFile, FrozenRanges, canonical, freeze
 from yoda.schema import Job
 from yoda.yamlfile import Literal, dump, inline, read_document
 
-VERSION = 1
 _HEAD = (
     "# What yoda froze when it made this task, and the job as last run. Written by yoda: edit the job file instead.\n"
 )
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _ABSENT = object()
-
-
-class FrozenFile(msgspec.Struct, frozen=True):
-    """An input file: `events` counts those on the axis. Size in bytes and mtime are None for a URL."""
-
-    path: str
-    size: int | None
-    mtime_ns: int | None
-    events: int
-
-
-class FrozenInputs(msgspec.Struct, frozen=True):
-    format: str
-    events: int | None
-    options: dict[str, Any]
-    files: tuple[FrozenFile, ...]
-
-
-class FrozenRanges(msgspec.Struct, frozen=True):
-    """The file in which someone else named the ranges; `sha256` is that of their names and places, in any format."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    numbering: str
-    count: int
-    sha256: str
-
-
-class FrozenPayload(msgspec.Struct, frozen=True):
-    """`sha256` of the payload's file, where it is one: for information, it decides nothing."""
-
-    python: str | None
-    command: tuple[str, ...] | None
-    options: dict[str, Any]
-    sha256: str | None
-
-
-class Frozen(msgspec.Struct, frozen=True):
-    """A task as its directory knows it. `warnings` are sentences for the log of this run and are not stored."""
-
-    task: str
-    seed: int
-    inputs: FrozenInputs
-    payload: FrozenPayload
-    job_file: str
-    job: dict[str, Any]  # the job as last run, as plain values
-    axis: dict[str, Any]  # Axis.to_dict()
-    ranges: FrozenRanges | None = None
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def deciding(self) -> dict[str, Any]:
-        """What the fingerprint covers, as plain values."""
-        inputs, payload = self.inputs, self.payload
-        ranges = {"ranges": [self.ranges.count, self.ranges.sha256]} if self.ranges is not None else {}
-        return {
-            **ranges,
-            "task": self.task,
-            "seed": self.seed,
-            "inputs": {
-                "format": inputs.format,
-                "events": inputs.events,
-                "options": inputs.options,
-                "files": [[os.path.basename(file.path), file.size, file.events] for file in inputs.files],
-            },
-            "payload": {"python": payload.python, "command": payload.command, "options": payload.options},
-        }
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256, in hex, over the canonical JSON of `deciding`."""
-        return hashlib.sha256(_canonical(["yoda-task", VERSION, self.deciding]).encode()).hexdigest()
 
 
 def open_task(
@@ -137,7 +55,7 @@ def open_task(
             taskdir.make()  # before events are counted: the index of the inputs is kept there
         except OSError as error:
             raise explain(error, error.filename or taskdir.root) from error
-        fresh = _freeze(job, axis() if callable(axis) else axis)
+        fresh = freeze(job, axis() if callable(axis) else axis)
         orphaned = taskdir.allocations() and not os.path.lexists(taskdir.task_file)
         if orphaned and not _journals_fit(taskdir, fresh):
             raise NotATask(path=taskdir.root, detail="it has no task.yaml, and its journals are not of this job")
@@ -210,13 +128,13 @@ def _resume(
 ) -> Frozen:
     known = {file.path: file for file in present.inputs.files}
     events = [file.events for file in present.inputs.files]
-    now = _freeze(job, present.axis, events)  # as if every file still held as many events as then
+    now = freeze(job, present.axis, events)  # as if every file still held as many events as then
     for file in now.inputs.files:
         _check_unchanged(known.get(file.path), file)
     _check_same(taskdir, present, now)
     moved = [file.path for file in now.inputs.files] != [file.path for file in present.inputs.files]
     if moved or _rewritten(present.ranges, now.ranges):
-        now = _freeze(job, axis() if callable(axis) else axis)  # events are counted, ranges are read again
+        now = freeze(job, axis() if callable(axis) else axis)  # events are counted, ranges are read again
         try:
             _check_same(taskdir, present, now)
         except TaskChanged:
@@ -246,7 +164,7 @@ def _repair(
     """Damage costs task.yaml alone (L7): where the journals know the job by its fingerprint, it is written anew."""
     if not taskdir.allocations() or damage.values.get("newer"):
         raise damage
-    fresh = _freeze(job, axis() if callable(axis) else axis)
+    fresh = freeze(job, axis() if callable(axis) else axis)
     if not _journals_fit(taskdir, fresh):
         raise damage
     _replace(taskdir, _text(fresh), files)
@@ -303,65 +221,6 @@ def _readable(frozen: Frozen) -> dict[str, Any]:
 
 
 # --- a new one --------------------------------------------------------------------------------------------------------
-
-
-def _freeze(job: Job, axis: Mapping[str, Any], events: list[int] | None = None) -> Frozen:
-    """`job` with the state of its files now; `events` per input file are taken from `axis` where not given."""
-    if events is None:
-        events = [file["events"] for file in axis["files"]] if job.inputs.files else []
-    events = events + [0] * (len(job.inputs.files) - len(events))  # files behind the last event that is wanted
-    plain = msgspec.to_builtins(job)
-    for key in ("path", "origins"):
-        del plain[key]
-    del plain["inputs"]["files"]  # they are in `inputs`, with more to say about each
-    return Frozen(
-        task=job.task,
-        seed=job.seed,
-        inputs=FrozenInputs(
-            job.inputs.format,
-            job.inputs.events,
-            job.inputs.options,
-            tuple(_file(path, count) for path, count in zip(job.inputs.files, events, strict=False)),
-        ),
-        payload=FrozenPayload(job.payload.python, job.payload.command, job.payload.options, _sha256(job.payload_file)),
-        job_file=job.path,
-        job=plain,
-        axis=dict(axis),
-        ranges=_ranges(job, axis.get("ranges", {})),
-    )
-
-
-def _ranges(job: Job, known: Mapping[str, Any]) -> FrozenRanges | None:
-    """The ranges file of `job`; `known` is what is known of its content, if anything."""
-    path = job.ranges.file
-    if path is None:
-        return None
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise InputChanged(path=path, detail=error.strerror or str(error)) from None
-    count, sha256 = known.get("count", 0), known.get("sha256", "")
-    return FrozenRanges(path, status.st_size, status.st_mtime_ns, job.ranges.numbering, count, sha256)
-
-
-def _file(path: str, events: int) -> FrozenFile:
-    if is_url(path):
-        return FrozenFile(path, None, None, events)
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise InputChanged(path=path, detail=error.strerror or str(error)) from None
-    return FrozenFile(path, status.st_size, status.st_mtime_ns, events)
-
-
-def _sha256(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        with open(path, "rb") as stream:
-            return hashlib.sha256(stream.read()).hexdigest()
-    except OSError:
-        return None
 
 
 def _check_directory(taskdir: TaskDir) -> None:
@@ -451,9 +310,7 @@ def _text(frozen: Frozen) -> str:
 
 
 def _canonical(value: Any) -> str:
-    if value is _ABSENT:
-        return ""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return "" if value is _ABSENT else canonical(value)
 
 
 def _numbered(items: Any) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from eventrange.segment import digest
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue, SegmentId
 from stageout.winners import winners
+from yoda.frozen import Frozen
 from yoda.merging import open_images, read_notes
 from yoda.prepared import ledger_of
-from yoda.task import Frozen
 
 VERSION = 1
 

@@ -26,7 +26,8 @@ from eventrange.journal import JournalWriter
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 from yoda.bench import Figure
-from yoda.task import Frozen, FrozenInputs, FrozenPayload, _text
+from yoda.frozen import Frozen, FrozenInputs, FrozenPayload
+from yoda.task import _text
 
 WORKERS = 64
 

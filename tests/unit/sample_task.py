@@ -10,7 +10,8 @@ from eventrange import records
 from eventrange.journal import JournalWriter
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
-from yoda.task import Frozen, FrozenInputs, FrozenPayload, _text
+from yoda.frozen import Frozen, FrozenInputs, FrozenPayload
+from yoda.task import _text
 
 BEGIN = 1.7e9
 EVENTS = 400
