@@ -23,19 +23,18 @@ payload, and counted for Yoda.
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import math
 import os
-import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ from yoda.rehearse import tree
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "property"))
 from simulated_droid import Nature, SimDroid, SimWorker
-from simulator import FINGERPRINT, SimYoda
+from simulator import FINGERPRINT, SimYoda, World
 
 HOUR = 3600.0
 WALL, MEDIAN, P90 = 4.05 * HOUR, 1.93 * HOUR, 2.49 * HOUR
@@ -154,54 +153,37 @@ class _Worker(SimWorker):
         super().die(number, how)
 
 
-class _World:
-    """Time, network and disk of one node: what simulator.World is, without its faults."""
+class _World(World):
+    """Time, network and disk of one node, and none of the simulator's faults."""
 
     def __init__(self, folder: str, seconds: list[float], startup: float) -> None:
-        import heapq
-        import itertools
-
-        self._heap, self._count = heapq, itertools.count()
-        self.taskdir, self.seconds, self.startup = TaskDir(folder), seconds, startup
+        super().__init__(0)
+        shutil.rmtree(self.root)
+        self.root, self.taskdir, self.startup = folder, TaskDir(folder), startup
         os.makedirs(self.taskdir.journals)
-        self.rng, self.say, self.steps = random.Random(1), None, 0
-        self.plan = SimpleNamespace(
-            total=len(seconds), cuts=[0], size=0, range_seconds=0.5, max_attempts=3, grace=30.0, group=False,
-            timeout=None, misfits=set(), poison={},
-        )  # fmt: skip
-        self.now = 1000.0
-        self.images: dict[Any, Any] = {}
-        self.grants: dict[int, int] = {}
+        self.plan = replace(
+            self.plan,
+            **{"total": len(seconds), "cuts": [0], "seconds": seconds, "size": 0, "range_seconds": 0.5, "named": False},
+            **{"poison": {}, "misfits": set(), "flaky": 0.0, "group": False, "timeout": None, "schemas": False},
+            **{"max_attempts": 3, "grace": 30.0, "network": 3e-4},
+        )
         self.cut: list[tuple[int, float, float]] = []
-        self.droids: dict[int, SimDroid] = {}
-        self.allocation = ""
-        self._queue: list[Any] = []
-
-    def trace(self, text: str) -> None: ...
-
-    def after(self, delay: float, node: Any, call: Callable[[], None]) -> None:
-        self._heap.heappush(self._queue, (self.now + delay, next(self._count), node, call))
 
     def fate(self, event: int, attempt: int, droid: SimDroid) -> tuple[str, float]:
-        return "ok", self.seconds[event]
-
-    def misfit(self, event: int, droid: SimDroid) -> bool:
-        return False
+        return "ok", self.plan.seconds[event]
 
     def sync_seconds(self) -> float:
         return 0.002 + (0.2 * self.rng.random() if self.rng.random() < 0.05 else 0.0)
 
-    def to_yoda(self, droid: SimDroid, data: bytes) -> None:
-        yoda = self.yoda
-        self.after(3e-4, yoda, lambda: yoda.receive(droid.rank, data))
+    def arrival(self, source: int, target: int) -> float:
+        return self.now + self.plan.network
 
-    def to_droid(self, rank: int, data: bytes) -> None:
-        droid = self.droids[rank]
-        self.after(3e-4, droid, lambda: droid.receive(data))
-
-    def allocate(self, name: str, workers: int, wall: float, ends: float) -> Lost:
-        """One allocation of one node, killed after `ends` seconds if it is still there."""
-        self.allocation, self._queue, self.cut, self.images = name, [], [], {}
+    def allocate(
+        self, name: str, workers: int, wall: float, ends: float, look: Callable[[], None] = lambda: None
+    ) -> Lost:
+        """One allocation of one node, killed after `ends` seconds if it is still there. `look` is called every hour."""
+        self.allocation, self._queue, self._arrived, self.cut, self.images = name, [], {}, [], {}
+        self.droids = {}
         begin = self.now
         self.yoda = _Yoda(self, 1)
         droid = self.droids[1] = SimDroid(self, 1, Nature(workers))
@@ -210,8 +192,10 @@ class _World:
         self.yoda.dispatcher.deadline = begin + wall
         self.after(0.5, self.yoda, self.yoda.tick)
         self.after(ends, None, lambda: self._kill(droid))
+        for hour in range(1, int(ends / HOUR) + 1):
+            self.after(hour * HOUR, None, look)
         while not self.yoda.over:
-            at, _, node, call = self._heap.heappop(self._queue)
+            at, _, node, call = heapq.heappop(self._queue)
             if node is None or not node.dead:
                 self.now, self.steps = at, self.steps + 1
                 call()
@@ -249,6 +233,12 @@ class _Yoda(SimYoda):
     def check_idle(self) -> None: ...
 
     def check_grant(self, droid: int, grant: messages.Grant) -> None: ...
+
+    def check_rows(self, rows: Any) -> None:
+        """L1, and then the image is forgotten."""
+        for droid, offset in rows[rows["kind"] == Kind.DONE][["droid", "offset"]].tolist():
+            if not self.world.images.pop((self.world.allocation, droid, offset))[3]:
+                raise AssertionError(f"recorded before it is durable: {droid}, {offset}")
 
 
 def _rows(taskdir: TaskDir, name: str) -> list[Any]:

@@ -128,13 +128,36 @@ def soak(
     return samples.report(), place.done()
 
 
+def simulated(hours: int, workers: int, folder: str) -> list[dict[str, int]]:
+    """Bytes of dispatcher and ledger, and of the Droid's core, after each simulated hour of events of six seconds."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    from bench_scale import deep_size
+    from bench_wall import _World, event_times
+
+    seconds = event_times(int(1.2 * hours * workers * 600 / 100), 100, 600.0, 1).ravel().tolist()
+    world = _World(os.path.join(folder, "simulated"), seconds, startup=5.0)
+    found: list[dict[str, int]] = []
+
+    def look() -> None:
+        found.append({"yoda": deep_size(world.yoda.dispatcher), "droid": deep_size(world.droids[1].core)})
+
+    world.allocate("a000", workers, (hours + 1) * 3600.0, hours * 3600.0 + 60.0, look)
+    return found
+
+
 def main() -> int:
     """1 if something grew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--mpi", choices=["openmpi", "mpich"])
+    parser.add_argument("--simulated-hours", type=int, help="no real run: so many hours of a node, simulated")
     parser.add_argument("--json", type=Path, help="write the report there, too")
     args = parser.parse_args()
+    if args.simulated_hours:
+        with tempfile.TemporaryDirectory(prefix="yoda-soak-") as folder:
+            for hour, sizes in enumerate(simulated(args.simulated_hours, 16, folder), 1):
+                print(f"after {hour:3d} h: dispatcher {sizes['yoda']:,} bytes, Droid core {sizes['droid']:,} bytes")
+        return 0
     mpi = runs.get(args.mpi) if args.mpi else runs.here()
     assert mpi is not None, "no mpiexec in this environment"
     with tempfile.TemporaryDirectory(prefix="yoda-soak-") as folder, runs.place(mpi, Path(folder)) as place:

@@ -3,8 +3,10 @@ seconds. The long run is soak_memory.py."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from runs import Place
-from soak_memory import ROLES, soak
+from soak_memory import ROLES, simulated, soak
 
 
 def test_nothing_stays_open(place_here: Place) -> None:
@@ -14,3 +16,10 @@ def test_nothing_stays_open(place_here: Place) -> None:
     for role, found in report.items():
         assert found["descriptors_flat"], f"{role}: {found}"
         assert found["anonymous_mb_largest"] < 1.3 * found["anonymous_mb"], f"{role}: {found}"
+
+
+def test_hours_take_no_more_memory(tmp_path: Path) -> None:
+    """What dispatcher and Droid core hold after three simulated hours they held after one."""
+    first, *_, last = simulated(3, 4, str(tmp_path))
+    assert last["yoda"] < 1.05 * first["yoda"] + 1000
+    assert last["droid"] < 1.05 * first["droid"] + 1000
