@@ -8,7 +8,7 @@
 | `{input}` | absolute path of the input file; `generate` where there is none |
 | `{first}` `{last}` | first and last event of the range in that file (`generate`: on the axis), 1-based, inclusive |
 | `{events}` | how many: last - first + 1 |
-| `{position}` | position of the first event on the task's axis, 0-based: unlike `{first}`, no two files share one |
+| `{position}` | place of the first event among all events of all input files, 0-based: no two files share one |
 | `{seed}` | the task's seed; random numbers must be a function of it and of an event's position, one event at a time |
 | `{output}` | where to write the fields (droid/program_output.py says how); without it, standard output is read |
 | `{workdir}` | the private folder, also the working directory; removed afterwards |

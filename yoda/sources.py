@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from typing import IO, Any
 
@@ -21,14 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eventrange.axis import Axis
-from eventrange.durable import explain
+from eventrange.durable import FILES, explain
 from eventrange.errors import ConfigError
 from eventrange.named import LONGEST, NamedRanges, Writer, hashes
-from yoda.rangesfile import Batch, batches, wrong
+from yoda.rangesfile import Batch, batches, stamp, wrong
 from yoda.schema import Job
 
 Array = NDArray[np.int64]
 
+SETTLE = 0.5  #: seconds in which a file that somebody is writing changes
 LEFT = 600.0  #: seconds after which an unfinished file that nobody has written to is nobody's
 _UNFINISHED = ".ranges-"
 _SPOOLED = ("origin", "events", "place", "keys")
@@ -54,13 +56,30 @@ def axis_of(job: Job, indexes: str, processes: int, *, refuse_changed: bool = Tr
     return axis if job.ranges.file is None else named_axis(axis, job.ranges.file, indexes, job.ranges.numbering)
 
 
-def named_axis(whole: Axis, path: str, folder: str, numbering: str = "file") -> Axis:
+def named_axis(
+    whole: Axis, path: str, folder: str, numbering: str = "file", sleep: Callable[[float], None] = time.sleep
+) -> Axis:
     """The axis of the ranges named in the file at `path`, cut out of `whole`; laid down in `folder`.
 
     `numbering` says what startEvent and lastEvent count: the events of each `file`, or those of all `inputs`, one file
-    after another. Raises ConfigError and CannotWrite.
+    after another. A file that is still being written (Harvester does not write in one step) is read again. Raises
+    ConfigError and CannotWrite.
     """
-    builder = _Builder(whole, path, numbering)
+    while True:
+        before = stamp(path)
+        try:
+            place = _lay_down(_Builder(whole, path, numbering), folder)
+        except ConfigError:
+            sleep(SETTLE)
+            if stamp(path) == before:
+                raise
+        else:
+            if stamp(path) == before:
+                return whole.named(NamedRanges(place))
+
+
+def _lay_down(builder: _Builder, folder: str) -> str:
+    """Where the copy is now."""
     try:
         os.makedirs(folder, exist_ok=True)
         with ExitStack() as stack:
@@ -71,10 +90,11 @@ def named_axis(whole: Axis, path: str, folder: str, numbering: str = "file") -> 
             sha256 = builder.build(target, spools)
             place = os.path.join(folder, f"ranges-{sha256[:16]}.bin")
             os.chmod(target.name, 0o644)
-            os.replace(target.name, place)
+            FILES.replace(target.name, place)
+            FILES.fsync_folder(folder)
     except OSError as error:
         raise explain(error, error.filename or folder) from error
-    return whole.named(NamedRanges(place))
+    return place
 
 
 def _remove(path: str) -> None:

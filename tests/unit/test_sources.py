@@ -26,7 +26,7 @@ def whole() -> Axis:
 def lay(folder: Path, entries: list[dict[str, Any]], axis: Axis | None = None, numbering: str = "file") -> Axis:
     path = folder / "ranges.json"
     path.write_text(json.dumps(entries))
-    return named_axis(axis or whole(), str(path), str(folder / "index"), numbering)
+    return named_axis(axis or whole(), str(path), str(folder / "index"), numbering, lambda seconds: None)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,22 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     os.utime(old, (1.0, 1.0))
     lay(tmp_path, [entry("x", 1, 2)])
     assert young.exists() and not old.exists()
+
+
+def test_a_file_that_is_still_being_written_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "ranges.json"
+    text = json.dumps([entry("x", 1, 2), entry("y", 3, 4)])
+    pieces = [text[:20], text[:60], text]
+    path.write_text(pieces.pop(0))
+
+    def write_on(seconds: float) -> None:
+        path.write_text(pieces.pop(0))
+
+    axis = named_axis(whole(), str(path), str(tmp_path), sleep=write_on)
+    assert axis.total == 4 and not pieces
+    path.write_text(text[:60])
+    with pytest.raises(ConfigError, match="ends in the middle"):
+        named_axis(whole(), str(path), str(tmp_path), sleep=lambda seconds: None)
 
 
 def test_groups_are_kept(tmp_path: Path) -> None:
