@@ -43,7 +43,9 @@ _TRANSIENT = {
     "XAmzContentSHA256Mismatch",
 }
 _TRANSIENT_STATUS = {408, 409, 423, 425, 429}
-_SIGNED = re.compile(r"(?i)((?:X-Amz-)?(?:Signature|Credential|Security-Token)|AWSAccessKeyId)([=:]\s*)[^\s&,;\"'<>]+")
+_SIGNED = re.compile(
+    r"(?i)((?:X-Amz-)?(?:Signature|Credential|Security-Token)|AWSAccessKeyId)([\"']?\s*[=:]\s*[\"']?)[^\s&,;\"'<>]+"
+)
 _TALKATIVE = (
     "auth",
     "credentials",

@@ -6,6 +6,7 @@ Signatures cover the Host header, which is passed on unchanged, so the server be
 from __future__ import annotations
 
 import contextlib
+import html
 import re
 import socket
 import struct
@@ -30,9 +31,9 @@ ANSWERS = {
 class Fault:
     """What is done to the next `times` requests whose method and target match.
 
-    Kinds: a key of ANSWERS (never reaches the server); `reset` (neither); `hang` (no answer at all); `lost` (the
-    server does it, the answer is lost); `truncated`, `etag`, `drip`, `garbage` (the answer is spoilt); `flip` (the
-    request is).
+    Kinds: a key of ANSWERS (never reaches the server); `echo` (neither: the answer is an error that repeats all headers
+    of the request); `reset` (neither); `hang` (no answer at all); `lost` (the server does it, the answer is lost);
+    `truncated`, `etag`, `drip`, `garbage` (the answer is spoilt); `flip` (the request is).
     """
 
     kind: str
@@ -105,7 +106,10 @@ class FaultProxy:
                     self.closed.wait(60)
                     return
                 if kind in ANSWERS:
-                    client.sendall(_answer(kind, method))
+                    client.sendall(_answer(*ANSWERS[kind], method, 7200 if kind == "skew" else 0))
+                    continue
+                if kind == "echo":
+                    client.sendall(_answer("400 Bad Request", "Echo", method, 0, html.escape(" ".join(head))))
                     continue
                 if kind == "flip" and body:
                     body = body[:-1] + bytes([body[-1] ^ 1])
@@ -181,9 +185,8 @@ def _value(head: list[str], name: str) -> str | None:
     return None
 
 
-def _answer(kind: str, method: str) -> bytes:
-    status, code = ANSWERS[kind]
-    body = b"" if method == "HEAD" else f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
-    date = formatdate(time.time() + (7200 if kind == "skew" else 0), usegmt=True)
+def _answer(status: str, code: str, method: str, ahead: float, message: str = "injected") -> bytes:
+    body = b"" if method == "HEAD" else f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+    date = formatdate(time.time() + ahead, usegmt=True)
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nDate: {date}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
