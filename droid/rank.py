@@ -272,6 +272,7 @@ class DroidShell:
                 schema=self.core.schema,
                 notes=self.notes,
                 commits=commits,
+                under_way=float((now - table["begun"]).sum()),
             )
         )
         self.out, self.evidence, self.notes, self._reported = [], [], [], now

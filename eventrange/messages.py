@@ -77,7 +77,8 @@ class Report(Message, frozen=True, tag=2, array_like=True):
     `records` holds RECORD rows of kinds DONE, FAILED and RETURNED; images of DONE rows are fsynced. `want` and
     `backlog` count events. `running` (pack_running) is the event each worker is on and for how many seconds, oldest
     first (at most 16). `times` is the histogram of event times (times.py) since the last report, `commits` that of
-    the seconds until results were durable, `notes` go into the journal as they are.
+    the seconds until results were durable, `notes` go into the journal as they are. `under_way` sums the seconds that
+    workers have spent on the ranges they are on: what would be lost now.
     """
 
     records: bytes
@@ -91,6 +92,7 @@ class Report(Message, frozen=True, tag=2, array_like=True):
     schema: str = ""
     notes: list[dict[str, Any]] = []
     commits: dict[int, int] = {}
+    under_way: float = 0.0
 
 
 class Sick(Message, frozen=True, tag=3, array_like=True):

@@ -136,6 +136,7 @@ class Dispatcher:
         droid.heard = now
         droid.backlog, droid.busy = report.backlog, report.busy
         droid.seconds_per_event, droid.on = report.seconds_per_event, report.running
+        droid.under_way = report.under_way
         add(self.times, report.times)
         self.ending.committed(droids=report.commits)
         out += [Note(note["note"], {k: v for k, v in note.items() if k != "note"}) for note in report.notes]
@@ -193,7 +194,7 @@ class Dispatcher:
         for start, stop in held or ():
             droid.had.add(start, stop)
         out: list[Instruction] = [Note("left", {"droid": rank, "host": droid.host, "reason": f"lost: {reason}"})]
-        out += self._take_back(droid, Code.DROID_LOST, sum(seconds for _, seconds in droid.running))
+        out += self._take_back(droid, Code.DROID_LOST, droid.under_way + droid.busy * max(0.0, now - droid.heard))
         self.roster.stand_in()
         if not self.roster.active and not self.draining:
             self.exit_code, self.failure = RUN_AGAIN, f"no Droid is left; the last one was lost: {reason}"

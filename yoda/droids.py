@@ -36,6 +36,7 @@ class Droid:
     busy: int = 0
     seconds_per_event: float = 0.0
     on: bytes = b""  #: what its workers are on, as it was reported: unpacked where that is needed, which is rarely
+    under_way: float = 0.0  #: seconds its workers had spent on what they are on, then
     heard: float = 0.0
     ask_at: float = -math.inf  #: when it may be asked again to give something back
     patience: float = 0.0  #: seconds to wait after that: longer each time it could not

@@ -486,6 +486,17 @@ def test_the_last_droid_lost_ends_the_run() -> None:
     assert "its process died" in y.d.result()[1]
 
 
+def test_what_a_lost_droid_was_at_is_lost_with_it() -> None:
+    """All that its workers had spent on their ranges, not only on the events they were just at, and since its last
+    word."""
+    y = Yoda(20, droids=2)
+    y.ledger.grant(1, 0, 10)
+    y.report(1, busy=2, running=[(3, 0.5), (4, 0.1)], under_way=12.0)
+    todo = y.d.lost(y.now + 3.0, 1, "its process died")
+    rows = np.concatenate([step.rows for step in todo if isinstance(step, Write)])
+    assert rows["wall"].sum() == 12.0 + 2 * 3.0
+
+
 def test_a_sick_droid_gives_everything_back_and_is_not_waited_for() -> None:
     y = Yoda(10, droids=2)
     y.ledger.grant(1, 0, 10)
