@@ -46,6 +46,7 @@ COMMIT = 0.25  #: seconds of group commit at the Droid: ranges that end together
 LATENCY = 50e-6  #: seconds a message travels
 LOOP = 100e-6  #: seconds rank 0 sleeps between two looks at MPI while there is traffic
 MOST = 4096  #: messages taken in one turn of the loop
+SIGMA = 0.5  #: of the lognormal events
 TABLE = ((10, 64), (100, 64), (1000, 64), (5000, 64), (10_000, 64), (20_000, 64), (1000, 256), (10_000, 256))
 LARGEST = (20_000, 256)
 
@@ -87,6 +88,7 @@ class _Droid:
         self.tail_heartbeat = min(max(TAIL_HEARTBEAT, droids / TAIL_HEARTBEATS), HEARTBEAT)
         self.range_seconds = 0.5
         self.remaining = 1
+        self.partly = 0
         self.asked = -1.0
         self.reported = 0.0
         self.give_back = 0
@@ -120,8 +122,16 @@ class _Droid:
         self.begun.append((now, start))
         self.working.add(start)
 
+    def settle(self) -> None:
+        """As if it had been at work for long: it knows its pace, and what comes first is partly done."""
+        self.pace.measure(64.0 * self.workers * self.seconds, 64 * self.workers)
+        self.partly = self.workers
+
     def took(self, events: int) -> float:
         """Seconds of a range of so many events: lognormal, and of many of them a normal sum."""
+        if self.partly:
+            self.partly -= 1
+            return self.rng.random() * self.seconds * events
         if events < 5:
             draw = self.rng.lognormvariate
             return self.seconds * sum(draw(-(self.sigma**2) / 2, self.sigma) for _ in range(events))
@@ -217,7 +227,7 @@ class Scale:
     """Rank 0 and its Droids; CPU time, waits and messages by phase of the task."""
 
     def __init__(
-        self, droids: int, workers: int, seconds: float, events: int, sigma: float = 0.5, message: float = 0.0
+        self, droids: int, workers: int, seconds: float, events: int, message: float = 0.0, settled: bool = False
     ) -> None:
         rng = random.Random(1)
         ledger = Ledger(events)
@@ -225,7 +235,7 @@ class Scale:
         self.d = Dispatcher(ledger, [0], Settings(range_seconds=0.5), events)
         self.files = _Nowhere()
         self.journal = JournalWriter("nowhere", "f", "a", self.files)
-        self.droids = {rank: _Droid(rank, droids, workers, seconds, sigma, rng) for rank in range(1, droids + 1)}
+        self.droids = {rank: _Droid(rank, droids, workers, seconds, SIGMA, rng) for rank in range(1, droids + 1)}
         self.message = message  # seconds MPI takes for one
         self.cpu: dict[str, float] = {}
         self.span: dict[str, float] = {}
@@ -237,6 +247,11 @@ class Scale:
         self.written = 0
         self.memory = 0
         self.now = self.flushed = 0.0
+        self.warm = 2 * seconds  # what the first requests brought is done by then
+        if settled:
+            self.warm = 5.0
+            for droid in self.droids.values():
+                droid.settle()
 
     def phase(self) -> str:
         """start: the first requests, and what they brought; middle: until nothing is pending; tail."""
@@ -320,8 +335,6 @@ class Scale:
 
     def run(self, tail: float = math.inf) -> None:
         """Until the task is complete, or for `tail` seconds of its tail."""
-        some = next(iter(self.droids.values()))
-        self.warm = 2 * some.seconds  # what the first requests brought is done by then
         for rank, droid in self.droids.items():
             self.d.hello(0.0, rank, f"node{rank}", droid.workers)
             self.queued[rank] = 0.001 * rank
@@ -408,10 +421,11 @@ def flood() -> None:
 
 
 def measure(
-    droids: int, workers: int, seconds: float, message: float, waves: float = 3.6, tail: float = math.inf
+    droids: int, workers: int, seconds: float, message: float, settled: bool = False, tail: float = math.inf
 ) -> dict[str, Any]:
-    """One task of `waves` events per worker, to its end or for `tail` seconds of its tail."""
-    scale = Scale(droids, workers, seconds, int(droids * workers * waves), message=message)
+    """One task, to its end or for `tail` seconds of its tail; `settled`: from the middle on, which is sooner done."""
+    waves = 1.7 if settled else 3.6
+    scale = Scale(droids, workers, seconds, int(droids * workers * waves), message, settled)
     begin = time.perf_counter()
     scale.run(tail)
     phases = [name for name in ("start", "middle", "tail") if scale.span.get(name)]
@@ -447,7 +461,7 @@ def measure(
 def run(quick: bool = False) -> dict[str, Any]:
     """Per cent of a core and messages a second in each phase of the task."""
     message = message_seconds()
-    return measure(100, 8, 20.0, message) if quick else measure(10_000, 64, 60.0, message)
+    return measure(100, 8, 20.0, message) if quick else measure(10_000, 64, 60.0, message, True, 60.0)
 
 
 def figures(result: dict[str, Any]) -> list[Figure]:
@@ -494,8 +508,8 @@ def main() -> None:
         message = message_seconds()
         print(f"a message costs {1e6 * message:.1f} us in MPI\n{HEAD}", flush=True)
         for droids, workers in (*TABLE, LARGEST):
-            waves, tail = (3.6, math.inf) if droids <= 1000 else (3.3, 90.0)  # the tail is as long as its longest event
-            print(row(measure(droids, workers, args.seconds, message, waves, tail)), flush=True)
+            large = droids * workers > 100_000  # its tail is as long as its longest event, and the same all along
+            print(row(measure(droids, workers, args.seconds, message, large, 60.0 if large else math.inf)), flush=True)
     elif args.droids:
         print(json.dumps(measure(args.droids, args.workers, args.seconds, message_seconds()), indent=1))
     else:

@@ -129,7 +129,8 @@ def soak(
 
 
 def simulated(hours: int, workers: int, folder: str) -> list[dict[str, int]]:
-    """Bytes of dispatcher and ledger, and of the Droid's core, after each simulated hour of events of six seconds."""
+    """Bytes of dispatcher and ledger, and of the Droid's core, and events done, after each simulated hour of events of
+    six seconds."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     from bench_scale import deep_size
     from bench_wall import _World, event_times
@@ -139,7 +140,9 @@ def simulated(hours: int, workers: int, folder: str) -> list[dict[str, int]]:
     found: list[dict[str, int]] = []
 
     def look() -> None:
-        found.append({"yoda": deep_size(world.yoda.dispatcher), "droid": deep_size(world.droids[1].core)})
+        dispatcher = world.yoda.dispatcher
+        sizes = {"yoda": deep_size(dispatcher), "droid": deep_size(world.droids[1].core)}
+        found.append({**sizes, "done": dispatcher.ledger.done})
 
     world.allocate("a000", workers, (hours + 1) * 3600.0, hours * 3600.0 + 60.0, look)
     return found
