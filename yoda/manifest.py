@@ -19,24 +19,24 @@ from stageout.site import StageoutRules
 from stageout.winners import winners
 from yoda.frozen import Frozen
 from yoda.merging import read_notes
-from yoda.stageout import ConfigError, storage_of
+from yoda.stageout import ConfigError, Storage, storage_of
 
 VERSION = 1
 
 
 def manifest(taskdir: TaskDir, frozen: Frozen, site: Any = None) -> dict[str, Any]:
-    """`objects`, in journal order of their allocations: `name`, `size`, `adler32`, `sha256`, `events`, `ranges` (as
-    people write them; where someone else named them ID, or ID.FIRST-LAST for a part), `positions` ([start, stop) on the
-    axis), `copies` {endpoint: URL}, `local`."""
+    """`endpoints`: name, URL and address of each. `objects`, in journal order of their allocations: `name`, `size`,
+    `adler32`, `sha256`, `events`, `ranges` (as people write them; where someone else named them ID, or ID.FIRST-LAST
+    for a part), `positions` ([start, stop) on the axis), `copies` {endpoint: URL}, `local`."""
     fingerprint = frozen.fingerprint
     axis = Axis.from_dict(frozen.axis)
     rows, allocation, names = done_records(taskdir, fingerprint)
     placed = winners(rows, allocation)
     _, catalogue = read_notes(taskdir, fingerprint)
     try:
-        rules = storage_of(taskdir, catalogue, site).rules
+        storage = storage_of(taskdir, catalogue, site)
     except ConfigError:
-        rules = StageoutRules()
+        storage = Storage((), StageoutRules())
     order = np.lexsort((placed["keep_start"], placed["segment"], placed["droid"], placed["allocation"]))
     placed = placed[order]
     keys = placed[["allocation", "droid", "segment"]]
@@ -60,7 +60,9 @@ def manifest(taskdir: TaskDir, frozen: Frozen, site: Any = None) -> dict[str, An
         copies = {endpoint: url for endpoint, (_, url) in sorted(known.copies.items())}
         objects.append(
             {
-                "name": next((key for key, _ in known.copies.values()), key_of(rules.key, frozen.task, id, path)),
+                "name": next(
+                    (key for key, _ in known.copies.values()), key_of(storage.rules.key, frozen.task, id, path)
+                ),
                 "allocation": id.allocation,
                 "droid": id.droid,
                 "segment": id.number,
@@ -76,4 +78,6 @@ def manifest(taskdir: TaskDir, frozen: Frozen, site: Any = None) -> dict[str, An
                 "local": path if known.local else None,
             }
         )
-    return {"version": VERSION, "task": frozen.task, "fingerprint": fingerprint, "objects": objects}
+    places = [{"name": e.name, "url": e.url, "endpoint_url": e.endpoint_url} for e in storage.endpoints]
+    head = {"version": VERSION, "task": frozen.task, "fingerprint": fingerprint}
+    return {**head, "endpoints": places, "objects": objects}
