@@ -37,6 +37,17 @@ def union(starts: Array, stops: Array) -> tuple[Array, Array]:
     return starts[at], reach[np.append(at[1:], len(starts)) - 1]
 
 
+def joined(pairs: list[Pair]) -> list[Pair]:
+    """`pairs` sorted, touching ones joined: a batch of a thousand tiny ranges is one step for a set."""
+    out: list[Pair] = []
+    for start, stop in sorted(pairs):
+        if out and out[-1][1] == start:
+            out[-1] = (out[-1][0], stop)
+        else:
+            out.append((start, stop))
+    return out
+
+
 class IntervalSet:
     """A mutable set of positions, kept as sorted, disjoint, non-touching intervals. `len` counts intervals; `total`
     positions."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from eventrange import messages, records
 from eventrange.errors import BAD_DATA, OK, RUN_AGAIN
-from eventrange.intervals import IntervalSet, Pair
+from eventrange.intervals import IntervalSet, Pair, joined
 from eventrange.ledger import Ledger
 from eventrange.messages import Range
 from eventrange.records import Code, Kind
@@ -31,7 +31,7 @@ from yoda.allot import Allotment
 from yoda.doubt import Doubt
 from yoda.droids import RECENT, Droid, Roster
 from yoda.ending import Ending
-from yoda.instructions import Instruction, Note, Send, Write
+from yoda.instructions import Instruction, Note, Send, Write, granted, returned
 from yoda.nodes import Nodes
 
 SILENT = 60.0  #: seconds without a word after which a Droid is believed lost
@@ -206,7 +206,7 @@ class Dispatcher:
         for start, stop in parts:
             for rank, pairs in self.ledger.withdraw(start, stop).items():
                 ranges = [(a, b, 0) for a, b in pairs]
-                out.append(Write(self._returned(rank, pairs, Code.REVOKED)))
+                out.append(returned(rank, pairs, Code.REVOKED))
                 out.append(Send(rank, messages.Revoke(messages.pack_ranges(ranges), begun=False)))
         return out
 
@@ -276,7 +276,7 @@ class Dispatcher:
         for start, stop, _ in kept:
             droid.had.remove(start, stop)
         if kept:
-            out.append(self._granted(droid.rank, kept))
+            out.append(granted(droid.rank, kept))
         if droid.had:
             out.append(Send(droid.rank, messages.Revoke(messages.pack_ranges([(a, b, 0) for a, b in droid.had]))))
             droid.had = IntervalSet()
@@ -289,14 +289,7 @@ class Dispatcher:
         freed = self.ledger.lose(droid.rank)
         if not freed:
             return []
-        rows = self._returned(droid.rank, freed, code)
-        rows["wall"][0] = wall
-        return [Write(rows)]
-
-    def _returned(self, rank: int, pairs: list[Pair], code: Code) -> NDArray[Any]:
-        rows = records.new(len(pairs), kind=Kind.RETURNED, code=code, droid=rank)
-        rows["start"], rows["stop"] = [a for a, _ in pairs], [b for _, b in pairs]
-        return rows
+        return [returned(droid.rank, freed, code, wall)]
 
     # -- what they report --------------------------------------------------------------------------------------------
 
@@ -311,7 +304,7 @@ class Dispatcher:
                 done.append((start, stop))
             else:
                 others.append((kind, start, stop))
-        for start, stop in _joined(done):
+        for start, stop in joined(done):
             out += self._done(now, droid, start, stop)
         droid.recent.extend([False] * min(len(done), RECENT))
         for kind, start, stop in others:
@@ -391,7 +384,7 @@ class Dispatcher:
                     mine = grants.setdefault(droid.rank, [])
                     mine += self.allotment.take(droid, len(mine), roster.workers)
         for rank, ranges in grants.items():
-            out += [self._granted(rank, ranges), Send(rank, self._grant(ranges))]
+            out += [granted(rank, ranges), Send(rank, self._grant(ranges))]
             roster.served(self.droids[rank])
         out += [Send(droid.rank, self._grant([])) for droid in roster.told()]
         if roster.idle and not ledger.pending and now >= self._tail_at:
@@ -404,12 +397,6 @@ class Dispatcher:
         packed = messages.pack_ranges(ranges)
         return messages.Grant(packed, self.settings.size, seconds, self.ledger.pending.total, self.schema)
 
-    def _granted(self, rank: int, ranges: list[Range]) -> Write:
-        rows = records.new(len(ranges), kind=Kind.GRANTED, droid=rank)
-        rows["start"], rows["stop"] = [r[0] for r in ranges], [r[1] for r in ranges]
-        rows["attempt"] = [r[2] for r in ranges]
-        return Write(rows)
-
     def _tail(self, now: float) -> list[Instruction]:
         """Nothing is pending: move work from the loaded to the idle, or copy the slowest events."""
         waiting, working = list(self.roster.idle.values()), self.at_work
@@ -418,18 +405,7 @@ class Dispatcher:
             return [Send(droid.rank, messages.Reclaim(events)) for droid, events in asked]
         out: list[Instruction] = []
         for droid, ranges in tail.copies(now, self.ledger, waiting, working, self.times):
-            out += [self._granted(droid.rank, ranges), Send(droid.rank, self._grant(ranges))]
+            out += [granted(droid.rank, ranges), Send(droid.rank, self._grant(ranges))]
             droid.busy += len(ranges)
             self.roster.served(droid)
         return out
-
-
-def _joined(pairs: list[Pair]) -> list[Pair]:
-    """`pairs` sorted, touching ones joined: a batch of a thousand tiny ranges is one step for the ledger."""
-    out: list[Pair] = []
-    for start, stop in sorted(pairs):
-        if out and out[-1][1] == start:
-            out[-1] = (out[-1][0], stop)
-        else:
-            out.append((start, stop))
-    return out

@@ -7,7 +7,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from eventrange.messages import Message
+from eventrange import records
+from eventrange.intervals import Pair
+from eventrange.messages import Message, Range
+from eventrange.records import Code, Kind
 
 
 @dataclass(frozen=True)
@@ -32,3 +35,20 @@ class Note:
 
 
 Instruction = Send | Write | Note
+
+
+def granted(rank: int, ranges: list[Range]) -> Write:
+    """Droid `rank` has been given `ranges`."""
+    rows = records.new(len(ranges), kind=Kind.GRANTED, droid=rank)
+    rows["start"], rows["stop"] = [r[0] for r in ranges], [r[1] for r in ranges]
+    rows["attempt"] = [r[2] for r in ranges]
+    return Write(rows)
+
+
+def returned(rank: int, pairs: list[Pair], code: Code, wall: float = 0.0) -> Write:
+    """`pairs`, of which there is one at least, are taken from Droid `rank`; `wall` seconds of work are lost with
+    them."""
+    rows = records.new(len(pairs), kind=Kind.RETURNED, code=code, droid=rank)
+    rows["start"], rows["stop"] = [a for a, _ in pairs], [b for _, b in pairs]
+    rows["wall"][0] = wall
+    return Write(rows)
