@@ -36,7 +36,7 @@ from yoda.nodes import Nodes
 
 SILENT = 60.0  #: seconds without a word after which a Droid is believed lost
 LISTEN = 1.0  #: seconds between looks at who is silent
-WORKERS_PER_SECOND = 4000.0  #: ranges a second this Yoda wants to see at most; ranges get longer beyond
+RANGES_PER_SECOND = 8000.0  #: this Yoda wants to see at most; with more workers ranges get longer
 _DONE = int(Kind.DONE)  # comparing with a member of an enum costs more
 DRAIN_SHARE = 0.8  #: of the grace is for the Droids, the rest for our journal
 
@@ -393,7 +393,7 @@ class Dispatcher:
         return out
 
     def _grant(self, ranges: list[Range]) -> messages.Grant:
-        seconds = self.settings.range_seconds * max(1.0, self.roster.workers / WORKERS_PER_SECOND)
+        seconds = max(self.settings.range_seconds, self.roster.workers / RANGES_PER_SECOND)
         packed = messages.pack_ranges(ranges)
         return messages.Grant(packed, self.settings.size, seconds, self.ledger.pending.total, self.schema)
 

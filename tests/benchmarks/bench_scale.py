@@ -86,7 +86,7 @@ class _Droid:
         self.working: set[int] = set()
         self.pace = Pace(workers)
         self.tail_heartbeat = min(max(TAIL_HEARTBEAT, droids / TAIL_HEARTBEATS), HEARTBEAT)
-        self.range_seconds = 0.5
+        self.range_seconds = 0.25
         self.remaining = 1
         self.partly = 0
         self.asked = -1.0
@@ -232,7 +232,7 @@ class Scale:
         rng = random.Random(1)
         ledger = Ledger(events)
         ledger.pending.add(0, events)
-        self.d = Dispatcher(ledger, [0], Settings(range_seconds=0.5), events)
+        self.d = Dispatcher(ledger, [0], Settings(range_seconds=0.25), events)
         self.files = _Nowhere()
         self.journal = JournalWriter("nowhere", "f", "a", self.files)
         self.droids = {rank: _Droid(rank, droids, workers, seconds, SIGMA, rng) for rank in range(1, droids + 1)}

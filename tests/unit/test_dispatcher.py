@@ -139,7 +139,7 @@ def test_fixed_sizes_find_the_grid_again_behind_a_hole() -> None:
 
 def test_ranges_get_longer_when_there_are_more_workers_than_yoda_can_hear() -> None:
     y = Yoda(10**6)
-    y.hello(1, workers=8000)
+    y.hello(1, workers=16000)
     (_, grant), *_ = sent(y.wants(1, 1), Grant)
     assert grant.range_seconds == 2.0
 
