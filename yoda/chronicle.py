@@ -201,6 +201,7 @@ class _Reader:
         self.did = np.zeros((size, self.workers), np.int64)  # events done by each worker
         self.open = np.zeros(size)
         self.back: list[tuple[int, float, float]] = []  # droid, begin, end of work lost with what came back
+        self.gone: list[tuple[int, float, float]] = []  # droid, time, seconds of all its workers that were lost with it
 
     def rows(self, rows: NDArray[Any]) -> None:
         rows = rows[(rows["droid"] < len(self.node)) & (rows["time"] > 0) & (rows["time"] < 1e12) & (rows["wall"] >= 0)]
@@ -227,8 +228,11 @@ class _Reader:
                 counts[name] += int((chosen["stop"] - chosen["start"])[mine].sum())
                 seconds[name] = seconds.get(name, 0.0) + float(chosen["wall"][mine].sum(dtype=np.float64))
         lost = rows[back & (rows["wall"] > 0)]
-        for droid, time, wall in lost[["droid", "time", "wall"]].tolist():
-            self.back.append((droid, time - wall, time))
+        for droid, time, wall, code in lost[["droid", "time", "wall", "code"]].tolist():
+            if code == Code.DROID_LOST:
+                self.gone.append((droid, time, wall))
+            else:
+                self.back.append((droid, time - wall, time))
 
     def _work(self, state: str, rows: NDArray[Any]) -> None:
         if not len(rows):
@@ -302,6 +306,21 @@ class _Reader:
         for droid, lost_since, lost_until in self.back:
             if droid in self.lives:
                 self._came_back(self.lives[droid], lost_since, lost_until, used)
+
+        for droid, time, seconds in self.gone:
+            if droid in self.lives:
+                self._went_with(self.lives[droid], time, seconds)
+
+    def _went_with(self, life: Life, time: float, seconds: float) -> None:
+        """Work lost with a Droid, `seconds` of its workers together: of those longest without a record, since then."""
+        since = np.where(self.ends[life.droid.droid] > 0, self.ends[life.droid.droid], life.droid.joined or 0.0)
+        for worker in np.argsort(since[: life.droid.workers], kind="stable").tolist():
+            took = min(seconds, max(0.0, time - float(since[worker])))
+            seconds -= took
+            begin, end = self.out.axis.place([time - took, time]).tolist()
+            self.out.nodes.add("lost", life.node, begin, end)
+            if worker < life.cores:
+                self.out.cores.add("lost", life.core + worker, begin, end)
 
     def _tail(self, state: str, life: Life, cores: Any, workers: Any, since: Any, end: float) -> None:
         self.out.nodes.add(state, np.full(len(workers), life.node), since, np.full(len(workers), end))

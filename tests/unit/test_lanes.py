@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_task import BEGIN, merged_task, sample_task
+from sample_task import BEGIN, frozen, merged_task, sample_task
 
+from eventrange import records
+from eventrange.journal import JournalWriter
+from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 from yoda.chronicle import LANES, _spread, chronicle
 from yoda.core_seconds import Account
@@ -101,3 +104,23 @@ def test_chronicle_of_nothing(tmp_path: Path) -> None:
     account = Account([], facts.account.core_seconds, facts.account.fold)
     empty = chronicle(TaskDir(str(tmp_path / "none")), "f", account, 0.0)
     assert empty.done.sum() == 0
+
+
+def test_what_was_lost_with_a_droid_is_on_the_lanes_that_were_silent(tmp_path: Path) -> None:
+    task = sample_task(tmp_path)
+    journal = JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=BEGIN + 6000, host="n1")
+    journal.note("joined", time=BEGIN + 6000, droid=1, host="n1", workers=3, startup=1.0)
+    rows = records.new(3, kind=Kind.DONE, droid=1, size=10)
+    rows["worker"], rows["time"], rows["wall"] = [0, 1, 2], BEGIN + 6000, [2.0, 20.0, 18.0]
+    rows["start"], rows["stop"] = [350, 360, 370], [360, 370, 380]
+    back = records.new(1, kind=Kind.RETURNED, code=Code.DROID_LOST, droid=1, start=380, stop=390, wall=19.0)
+    back["time"] = BEGIN + 6020
+    journal.append(np.concatenate([rows, back]))
+    journal.note("left", time=BEGIN + 6020, droid=1, host="n1", reason="lost: its process died")
+    journal.note("end", time=BEGIN + 6021, reason="x", exit_code=75)
+    journal.flush()
+    c = gather(task, BEGIN + 90000).chronicle
+    here = slice(int(c.axis.place(BEGIN + 6000)), int(c.axis.place(BEGIN + 6021)))
+    lost = c.cores.sums()["lost"][:3, here].sum(axis=1) * c.axis.scale
+    assert lost == pytest.approx([18.0, 0.0, 1.0], abs=0.1)
+    assert c.nodes.sums()["lost"][:, here].sum() * c.axis.scale == pytest.approx(19.0, abs=0.1)
