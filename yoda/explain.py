@@ -21,6 +21,7 @@ from eventrange.taskdir import TaskDir
 from yoda.lease_view import words as lease_words
 from yoda.names import foreign_name, range_name
 from yoda.status import status
+from yoda.storage_view import explain_switched
 from yoda.verdict import verdict
 
 Copies = dict[tuple[str, int, int], dict[str, str]]  #: (allocation, droid, segment) -> endpoint -> place
@@ -332,6 +333,8 @@ def _why(state: dict[str, Any]) -> list[str]:
     for job in _queued(state):
         reason = f" ({job['reason']})" if job.get("reason") else ""
         out.append(f"Slurm has job {job['job']} of this task: {job['state'].lower()}{reason}.")
+    if "breakers" in state:
+        out += explain_switched(state["breakers"])
     for one in allocations:
         if one["damage"]:
             out.append(f"Journal {one['name']}: {one['damage']}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,6 +74,23 @@ def switched_view(catalogue: Catalogue) -> dict[str, Any] | None:
         why = str(change.get("reason", "")) if state != "closed" else ""
         now.append({"kind": kind, "name": name, "state": state, "since": change.get("time"), "why": why})
     return {"now": now, "changes": catalogue.changes}
+
+
+def explain_switched(view: Mapping[str, Any]) -> list[str]:
+    """A sentence for each endpoint, node and queue that is not in use: since when, why, and how often it was so."""
+    last = {str(change["key"]): change for change in view["changes"]}
+    out = []
+    for key, change in last.items():
+        if change["after"] == "closed":
+            continue
+        kind, _, name = key.partition(":")
+        count = sum(one["key"] == key and one["after"] in ("open", "exhausted") for one in view["changes"])
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(float(change.get("time") or 0)))
+        what = {"endpoint": "Storage"}.get(kind, kind.capitalize())
+        often = f", switched off {count} times" if count > 1 else ""
+        why = change.get("reason", "")
+        out.append(f"{what} {name} is {WORDS.get(change['after'], '?').lower()} since {since}{often}: {why}.")
+    return out
 
 
 def render_switched(view: Mapping[str, Any]) -> list[str]:

@@ -52,6 +52,7 @@ def test_a_bad_node_is_left_aside_by_the_next_task(place: Place, tmp_path: Path)
     assert "node node1 is exhausted" in done.err
     view = json.loads(place.run("--json", command="status", task="first").out)["breakers"]
     assert [(one["kind"], one["name"], one["state"]) for one in view["now"]] == [("node", "node1", "exhausted")]
+    assert "Node node1 is off for good since" in place.run(command="explain", task="first").out.replace("\n", " ")
     done = place.run(task="second", ranks=3, workers=1, env=env)
     assert done.code == 0, done.text
     assert [note["host"] for note in place.notes("spare", "second")] == ["node1"]

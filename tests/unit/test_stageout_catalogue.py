@@ -13,7 +13,7 @@ from stageout import breakerfile
 from stageout.breaker import Breaker
 from stageout.catalogue import Catalogue, Known, SegmentId, key_of, prefix_of, read_catalogue, task_prefix
 from stageout.site import BreakerRules, StageoutRules
-from yoda.storage_view import render, render_switched, storage_view, switched_view
+from yoda.storage_view import explain_switched, render, render_switched, storage_view, switched_view
 
 SUMS: dict[str, Any] = {"size": 10, "adler32": "0000000a", "sha256": "ab" * 32}
 KEY = StageoutRules().key
@@ -184,6 +184,11 @@ def test_status_shows_nodes_and_queues_that_are_off_and_all_changes() -> None:
     ]
     text = render_switched(view)
     assert len(text) == 2 and "n2  off for now: bad" in text[0] and "OFF FOR GOOD" in text[1]
+    told = explain_switched(
+        {"changes": [*view["changes"], change("node:n2", "half-open", 6.0), change("node:n2", "open", 7.0)]}
+    )
+    assert "Node n2 is off for now since 1970-01-01 00:00:07 UTC, switched off 2 times: bad." in told
+    assert len(told) == 3 and any(text.startswith("Storage primary is off for now") for text in told)
 
 
 def test_no_storage_is_no_page() -> None:
