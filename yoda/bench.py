@@ -4,6 +4,12 @@ The benchmarks live with the sources, in tests/benchmarks/bench_NAME.py, because
 with the code they measure; an installation without sources says so. Each has `run(quick)`, which returns what it
 measured as plain values, and `figures(result)`, which says what of it counts: our value, the peer's, the budget. Here
 is only what they share: finding them, running them, and showing the result.
+
+All of it in one run, about two hours on a machine that has nothing else to do:
+
+    python -m venv peers
+    peers/bin/pip install dask distributed ray parsl hyperqueue h5py pythia8mc==8.317.2
+    yoda bench --peers peers/bin/python --json > bench.json
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ import importlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +30,8 @@ from typing import Any
 from eventrange.errors import BUG, OK, ConfigError
 
 JSON_VERSION = 1
-_SHOWN = ("numpy", "h5py", "mpi4py", "msgspec", "openmpi", "mpich", "distributed", "ray", "parsl", "hyperqueue")
+_SHOWN = ("numpy", "h5py", "mpi4py", "msgspec", "openmpi", "mpich", "pythia8mc")
+_PEERS = ("distributed", "ray", "parsl", "hyperqueue")
 
 
 @dataclass(frozen=True)
@@ -104,24 +112,32 @@ def machine() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "versions": dict(_versions()),
+        "versions": dict(_versions((*_SHOWN, *_PEERS))),
         "load": round(os.getloadavg()[0], 1),
     }
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in _SHOWN:
+def _versions(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
         try:
             yield name, version(name)
         except PackageNotFoundError:
             pass
 
 
+def _versions_there(python: str) -> dict[str, str]:
+    """Of the peers in another environment."""
+    code = "import importlib.metadata as m, json; d = {x.name.lower(): x.version for x in m.distributions()}"
+    code += f"; print(json.dumps({{n: d[n] for n in {_PEERS!r} if n in d}}))"
+    found: dict[str, str] = json.loads(subprocess.run([python, "-c", code], capture_output=True, check=True).stdout)
+    return found
+
+
 def bench(wanted: Sequence[str], as_json: bool = False, quick: bool = False, peers: str | None = None) -> int:
     """Run the benchmarks named `wanted` (all if empty) one after another and print their figures; returns the exit
     code.
 
-    `peers` is the Python of an environment that has the peers our own environment lacks (Dask, Ray, Parsl).
+    `peers` is the Python of an environment that has the peers our own environment lacks (Dask, Ray, Parsl, HyperQueue).
     """
     known = names()
     for name in wanted:
@@ -131,11 +147,14 @@ def bench(wanted: Sequence[str], as_json: bool = False, quick: bool = False, pee
             )
     if peers is not None:
         os.environ["YODA_BENCH_PEERS"] = os.path.abspath(peers)
-    document: dict[str, Any] = {"version": JSON_VERSION, "quick": quick, "machine": machine(), "benchmarks": {}}
+    here = machine()
+    if peers is not None:
+        here["versions"] |= _versions_there(peers)
+    document: dict[str, Any] = {"version": JSON_VERSION, "quick": quick, "machine": here, "benchmarks": {}}
     if not as_json:
-        here = document["machine"]
         cores, memory = f"{here['cores']} cores of {here['processor']}", f"{here['memory_gb']} GB"
         print(f"{cores}, {memory}, Python {here['python']}, load {here['load']}")
+        print(", ".join(f"{name} {number}" for name, number in here["versions"].items()))
     code = OK
     for name in wanted or known:
         begin = time.monotonic()

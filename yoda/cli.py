@@ -142,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; default all")
     bench.add_argument("--json", action="store_true")
     bench.add_argument("--quick", action="store_true", help="a few seconds each: whether they run, not how fast")
-    bench.add_argument("--peers", metavar="PYTHON", help="Python of an environment with Dask, Ray and Parsl")
+    bench.add_argument("--peers", metavar="PYTHON", help="Python that has Dask, Ray, Parsl and HyperQueue")
     bench.set_defaults(command=_bench)
     return top
 

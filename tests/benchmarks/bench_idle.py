@@ -1,7 +1,8 @@
 """What Yoda and a Droid use while workers work: CPU of their processes over some seconds of sleeping events; memory
 per worker.
 
-The memory is what a worker adds to its node: its private pages, while all of them read one table that set-up made.
+The memory is what a worker adds to its node while all of them read one table that set-up made: its private pages, and
+its share of all pages (PSS), beside all that the zygote has, which is what a process costs that is not forked from it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def run(quick: bool = False) -> dict[str, Any]:
         cases["mpi4py.futures"] = lambda: _futures(folder, events, options["seconds"])
         found = alternate(cases, rounds)
         memory = _memory(heavy, seconds)
-    return {"percent": found, "table_mb": 16 if quick else TABLE_MB, "worker_private_mb": memory}
+    return {"percent": found, "table_mb": 16 if quick else TABLE_MB, **memory}
 
 
 def _watch(job: Path, seconds: float) -> dict[str, float]:
@@ -70,8 +71,9 @@ def _futures(folder: Path, events: int, seconds: float) -> dict[str, float]:
     return {"per rank": 100 * used / (answer["end"] - answer["begin"]) / (CORES + 1)}
 
 
-def _memory(job: Path, seconds: float) -> list[float]:
-    found: list[float] = []
+def _memory(job: Path, seconds: float) -> dict[str, list[float]]:
+    """Megabytes of each worker, and of the zygote they are forked from."""
+    found: dict[str, list[float]] = {"worker_private_mb": [], "worker_pss_mb": [], "zygote_rss_mb": []}
 
     def watch(taskdir: TaskDir, launcher: int) -> None:
         _ranks(taskdir)
@@ -79,12 +81,16 @@ def _memory(job: Path, seconds: float) -> list[float]:
         for pid in tree(launcher):
             try:
                 with open(f"/proc/{pid}/smaps_rollup") as file:
-                    sizes = {line.split(":")[0]: int(line.split()[1]) for line in file if line.startswith("Priv")}
-                is_worker = "worker-" in os.readlink(f"/proc/{pid}/fd/2")
+                    next(file)
+                    sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in file}
+                output = os.path.basename(os.readlink(f"/proc/{pid}/fd/2"))
             except (OSError, IndexError):
                 continue
-            if is_worker:
-                found.append(sum(sizes.values()) / 1024)
+            if output.startswith("worker-"):
+                found["worker_private_mb"].append(sizes["Private_Clean"] + sizes["Private_Dirty"])
+                found["worker_pss_mb"].append(sizes["Pss"])
+            elif output == "zygote.out":
+                found["zygote_rss_mb"].append(sizes["Rss"])
 
     yoda(job, watch=watch)
     return found
@@ -99,8 +105,8 @@ def figures(result: dict[str, Any]) -> list[Figure]:
         ours = median([r[name] for r in rounds["yoda"]])
         who = "mpi4py.futures, mean of all ranks"
         out.append(Figure(f"CPU of {name}", ours, "% of a core", who, theirs, f"<= {BUDGET:g} %", ours <= BUDGET))
-    memory = result["worker_private_mb"]
-    if memory:
-        alone = float(result["table_mb"])
-        out.append(Figure("private memory of a worker", median(memory), "MB", "the table of its set-up, shared", alone))
+    if result["worker_private_mb"] and result["zygote_rss_mb"]:
+        who, whole = "the zygote, all of it", median(result["zygote_rss_mb"])
+        out.append(Figure("private memory of a worker", median(result["worker_private_mb"]), "MB", who, whole))
+        out.append(Figure("its share of all memory (PSS)", median(result["worker_pss_mb"]), "MB", who, whole))
     return out
