@@ -13,6 +13,7 @@ from pathlib import Path
 
 from eventrange.errors import BAD_DATA, OK, YodaError
 from eventrange.taskdir import TaskDir
+from yoda.ranges_commands import add_ranges
 from yoda.storage_commands import add_stageout, add_wait, site_of
 
 WATCH_SECONDS = 2.0
@@ -73,16 +74,7 @@ def parser() -> argparse.ArgumentParser:
     journal.add_argument("--csv", action="store_true")
     journal.set_defaults(command=_journal)
 
-    ranges = commands.add_parser("ranges", help="what became of each range that someone else named")
-    ranges.add_argument("task")
-    ranges.add_argument("--json", action="store_true", help="one JSON object per line")
-    ranges.add_argument(
-        "--harvester",
-        metavar="FILE",
-        help="report what is new there, as PanDA's Harvester takes it: event_status.dump.json",
-    )
-    ranges.add_argument("--panda-id", default="", help="for ranges that were listed under none")
-    ranges.set_defaults(command=_ranges)
+    add_ranges(commands)
 
     merge = commands.add_parser("merge", help="make the final files")
     merge.add_argument("task")
@@ -243,25 +235,6 @@ def _journal(args: argparse.Namespace) -> int:
     lines = json_lines if args.json else csv_lines if args.csv else text_lines
     for line in lines(taskdir, frozen.fingerprint, axis=Axis.from_dict(frozen.axis)):
         sys.stdout.write(line if line.endswith("\n") else line + "\n")
-    return OK
-
-
-def _ranges(args: argparse.Namespace) -> int:
-    from yoda.ranges_view import RangesView, json_lines, text_lines
-    from yoda.task import need_task
-
-    taskdir = TaskDir(os.path.abspath(args.task))
-    frozen = need_task(taskdir)
-    view = RangesView(taskdir, frozen)
-    if args.harvester:
-        from yoda.harvester import dump
-
-        attributes = {"task": frozen.task, "fingerprint": frozen.fingerprint, "seed": frozen.seed}
-        done = dump(view, args.harvester, attributes, args.panda_id)
-        print(f"{done.finished} ranges finished ({done.gathered} gathered beside the report), {done.failed} failed")
-        return OK
-    for line in json_lines(view) if args.json else text_lines(view):
-        print(line)
     return OK
 
 

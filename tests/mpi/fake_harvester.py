@@ -1,7 +1,8 @@
 """The other side of the files: what the shared-file messenger of PanDA's Harvester does in a worker's access point.
 
-    fake_harvester.py ACCESS_POINT RANGES      puts JobsEventRanges.json there, in two writes, as it prefetches ranges;
-                                               then takes every event_status.dump.json until `stop` is there
+    fake_harvester.py ACCESS_POINT RANGES [N]  puts JobsEventRanges.json there, in two writes, as it prefetches ranges;
+                                               then takes every event_status.dump.json until `stop` is there;
+                                               with N it waits to be asked, and gives N ranges at a time at most
 
 A dump that is no dict of lists is deleted, and its updates are lost. A good one is renamed to .read, every file in it
 is looked at (size, adler32, a tar member that ends with the range's ID), and then it is renamed again: acknowledged.
@@ -64,18 +65,42 @@ def take(folder: Path, taken: dict[str, list[str]], wrong: list[str]) -> None:
     read.rename(folder / time.strftime(f"event_status.dump.json.read.%Y-%m-%d_%H_%M_%S.{time.time_ns()}"))
 
 
-def main(folder: Path, ranges: Path) -> None:
-    text = ranges.read_text()
+def feed(folder: Path, ranges: dict[str, Any]) -> None:
+    text = json.dumps(ranges)
     with open(folder / "JobsEventRanges.json", "w") as out:
         out.write(text[: len(text) // 2])
         out.flush()
         time.sleep(0.2)
         out.write(text[len(text) // 2 :])
-    (folder / "fed").touch()
+
+
+def answer(folder: Path, left: dict[str, Any], most: int, wrong: list[str]) -> None:
+    """Give what is asked for, and remove the question."""
+    question = folder / "worker_requestevents.json"
+    if not question.exists():
+        return
+    ((panda_id, asked),) = json.loads(question.read_text()).items()
+    if set(asked) != {"pandaID", "taskID", "jobsetID", "nRanges"} or asked["pandaID"] != panda_id:
+        wrong.append(f"asked with {asked}")
+    if (folder / "JobsEventRanges.json").exists():
+        wrong.append("asked for more while some are there")
+    count = min(most, int(asked["nRanges"]))
+    feed(folder, {panda_id: left[panda_id][:count]})
+    del left[panda_id][:count]
+    question.unlink()
+
+
+def main(folder: Path, ranges: Path, most: int = 0) -> None:
+    left = json.loads(ranges.read_text())
+    if not most:
+        feed(folder, left)
+        (folder / "fed").touch()
     taken: dict[str, list[str]] = {}
     wrong: list[str] = []
     while True:
         last = (folder / "stop").exists()
+        if most:
+            answer(folder, left, most, wrong)
         take(folder, taken, wrong)
         (folder / "taken.tmp").write_text(json.dumps({"taken": taken, "wrong": wrong}))
         os.replace(folder / "taken.tmp", folder / "taken.json")
@@ -85,4 +110,4 @@ def main(folder: Path, ranges: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0)

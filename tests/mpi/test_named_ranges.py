@@ -14,6 +14,7 @@ from typing import Any
 import fake_harvester
 import h5py
 import numpy as np
+import pytest
 import runs
 from runs import Place
 
@@ -237,3 +238,52 @@ def test_a_range_in_parts_is_gathered_as_if_done_in_one_go(place_here: Place) ->
     assert set(found) == {f"test.{row['range']}" for row in parts}
     for row in parts:
         assert f"{found['test.' + row['range']].crc:08x}" == whole[row["range"]]["checksum"]
+
+
+@pytest.mark.slow
+def test_harvest_asks_for_ranges_until_there_are_no_more(place_here: Place) -> None:
+    """With a process that plays Harvester on the other side of the files: stopped in between, gone on, all reported."""
+    place = place_here
+    ranges = named(place, most=30, form="groups")
+    point = place.folder / "access"
+    point.mkdir()
+    source = (place.folder / "ranges.json").rename(place.folder / "source.json")
+    (point / "HPCJobs.json").write_text(json.dumps({"3005": {"taskID": 8848710, "jobsetID": 77, "jobPars": "-x"}}))
+    place.job(LISTED, "listed", inputs={"format": "generate", "events": EVENTS}, output={"merge": False})
+    most = len(ranges) // 3 + 1
+    words = [
+        place.mpi.python,
+        runs.ENTRY,
+        "harvest",
+        str(place.job_file),
+        "--access-point",
+        str(point),
+        "--workers",
+        "2",
+    ]
+    words += ["--task", str(place.folder / "deliveries")]
+
+    def start(slow: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(words, env={**place.mpi.environment(), "SLOW": slow})
+
+    with subprocess.Popen([sys.executable, fake_harvester.__file__, str(point), str(source), str(most)]) as harvester:
+        try:
+            first = start("0.01")
+            until = time.monotonic() + 60
+            while not list(place.folder.glob("deliveries/0001/task/journal/*")) and time.monotonic() < until:
+                time.sleep(0.1)
+            time.sleep(2.0)
+            first.send_signal(signal.SIGTERM)
+            assert first.wait(90) == 75
+            assert start("0").wait(200) == 0
+            until = time.monotonic() + 30
+            while (point / "event_status.dump.json").exists() and time.monotonic() < until:
+                time.sleep(0.1)
+        finally:
+            (point / "stop").touch()
+            assert harvester.wait(30) == 0
+    seen = json.loads((point / "taken.json").read_text())
+    assert seen["wrong"] == []
+    assert seen["taken"] == {name: ["3005 finished"] for name, _, _ in ranges}
+    assert [path.name for path in sorted((place.folder / "deliveries").iterdir())] == ["0001", "0002", "0003"]
+    assert (point / "worker_heartbeat.json").exists() and not (point / "JobsEventRanges.json").exists()
