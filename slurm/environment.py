@@ -17,6 +17,7 @@ from slurm.commands import Ran, Runner
 
 END_FILE = "YODA_END_FILE"
 EXIT_FILE = "YODA_EXIT_FILE"
+DONE_FILE = "YODA_DONE_FILE"
 
 
 @dataclass(frozen=True)

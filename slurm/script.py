@@ -16,8 +16,8 @@ What the script has to get right (each measured on a real Slurm, see tests/slurm
   arrives is passed on as USR1 (srun and mpiexec end the job on SIGTERM).
 * **`wait` returns when a trap ran**, so it stands in a loop.
 * **A job that does nothing must not be requeued for ever**: a launcher that cannot start, Droids that cannot work, a
-  node that always dies, an event that is longer than an allocation. Five starts in a row in which nothing became
-  durable end the job, whatever ended them; only a preemption does not count. The script notes a start before it
+  node that always dies, an event that is longer than an allocation. Five starts in a row in which no event was
+  done end the job, whatever ended them; only a preemption does not count. The script notes a start before it
   begins, so that one that was killed without a word counts, and passes the note on to the job it submits.
 
 Placement: one rank more than nodes, the extra one being Yoda, on the first node. Asking sbatch for one task per node
@@ -57,7 +57,6 @@ def sbatch_script(
     *,
     script_path: Path,
     logs: Path,
-    images: Path,
     launcher: str = DEFAULT_LAUNCHER,
     workdir: Path | None = None,
     max_barren_starts: int = MAX_BARREN_STARTS,
@@ -65,8 +64,8 @@ def sbatch_script(
     """The text of the script that works on a task until it is complete.
 
     `command` is what every rank runs, such as `["yoda", "run", "job.yaml"]`; `script_path` is where the caller will
-    write the text (needed to submit it again); `logs` an existing folder every node sees; `images` one whose files grow
-    with what is done; `launcher` may use `{ranks}` and `{nodes}`.
+    write the text (needed to submit it again); `logs` an existing folder every node sees; `launcher` may use `{ranks}`
+    and `{nodes}`.
     """
     start = launcher.replace("{ranks}", '"$RANKS"').replace("{nodes}", '"$SLURM_JOB_NUM_NODES"')
     return _TEMPLATE.format(
@@ -75,7 +74,6 @@ def sbatch_script(
         cd=f"cd {shlex.quote(str(workdir))} || exit 78\n" if workdir else "",
         setup="\n".join(site.setup_lines) or "# (none in the site file)",
         logs=shlex.quote(str(logs)),
-        images=shlex.quote(str(images)),
         script=shlex.quote(str(script_path)),
         start=f"{start} {shlex.join(command)}",
         patience=site.patience,
@@ -177,21 +175,21 @@ watch_end() {{
 watch_end 2> /dev/null &
 watcher=$!
 
-# --- a job that does nothing ends: one line for each start since anything became durable
-images={images}
+# --- a job that does nothing ends: one line for each start since an event was done
 chain=${{1:-$SLURM_JOB_ID}}                                # the first of the jobs that submitted one another
+export YODA_DONE_FILE=$logs/slurm-$chain.done            # how many events are done, as far as Yoda lived to tell
 barren=$logs/slurm-$chain.barren
-durable() {{ find "$images" -type f -printf '%s\\n' 2> /dev/null | awk '{{n += $1}} END {{printf "%.0f", n}}'; }}
+settled() {{ cat "$YODA_DONE_FILE" 2> /dev/null || echo 0; }}
 give_up() {{
     say "gives up: {most} starts in a row ended and no event was done; see above why. To go on: sbatch $script"
     rm -f "$barren"
     kill $watcher
     exit 1
 }}
-before=$(durable)
+before=$(settled)
 [ "$(tail -n 1 "$barren" 2> /dev/null | cut -d ' ' -f 1)" = "$before" ] || rm -f "$barren"
 [ -e "$barren" ] && [ "$(wc -l < "$barren")" -ge {most} ] && give_up
-echo "$before bytes before a start on $SLURM_JOB_NODELIST" >> "$barren"
+echo "$before events were done before a start on $SLURM_JOB_NODELIST" >> "$barren"
 
 say "starts on $SLURM_JOB_NODELIST"
 # a session of its own: Slurm's SIGTERM to the job must not end the launcher before its ranks
@@ -213,7 +211,7 @@ fi
 look() {{ state=$(ask JobState) reason=$(ask Reason) preempted=$(ask PreemptTime); }}
 look
 say "work is left; for Slurm the job is $state, reason $reason, preempted ${{preempted:=None}}"
-if [ "$(durable)" != "$before" ]; then
+if [ "$(settled)" != "$before" ]; then
     rm -f "$barren"
 elif [ "$preempted" != None ]; then
     sed -i '$d' "$barren"

@@ -90,7 +90,7 @@ def _yoda(
     """Run the master to its end; returns (exit code, the master, which can end the other ranks)."""
     from droid.transport import Transport, sharing
     from eventrange.journal import JournalWriter
-    from slurm.environment import EndTime
+    from slurm.environment import DONE_FILE, EndTime
     from yoda.dispatcher import Dispatcher, Settings
     from yoda.doctor import at_start
     from yoda.keeper import Keeper
@@ -98,6 +98,7 @@ def _yoda(
     from yoda.master import MasterShell, Run, task_message
     from yoda.metrics import Metrics
     from yoda.progress import SHOWN
+    from yoda.tally import Tally
 
     allocation = here.allocation
     setting, frozen, axis = prepared.setting, prepared.frozen, prepared.axis
@@ -167,13 +168,14 @@ def _yoda(
     if transport.size == 1 and not dispatcher.complete:
         say("this is the only rank: a run needs one Yoda and at least one Droid (mpiexec -n 2 or more)")
     metrics = Metrics(taskdir.metrics, frozen.task, allocation.name)
+    tally = Tally(environ.get(DONE_FILE))
     run = Run(
         allocation.name,
         task_message(frozen, taskdir.indexes, setting.request.images),
         site.commit.seconds / 2,
         deadline,
         say,
-        _each(plain_progress(sayer(log, SHOWN not in environ)), metrics),
+        _each(plain_progress(sayer(log, SHOWN not in environ)), metrics, tally),
     )
     if site.stageout:
         run.closing += site.stageout_rules.wait
@@ -196,6 +198,7 @@ def _yoda(
     try:
         shell = MasterShell(transport, dispatcher, journal, run)
         code, reason = shell.run()
+        tally.write(dispatcher)
         metrics.write(dispatcher, 0.0)
         nodes.tick(time.monotonic())
     finally:

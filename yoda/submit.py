@@ -127,7 +127,6 @@ def script_of(setting: Setting, site: SlurmSite, path: str) -> str:
         [*yoda_command(), *request.arguments()],
         script_path=Path(path),
         logs=Path(setting.taskdir.slurm),
-        images=Path(setting.taskdir.segments("")),
         launcher=script_launcher(setting.site.launcher),
         workdir=Path(os.getcwd()),
     )

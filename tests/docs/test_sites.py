@@ -28,7 +28,7 @@ def test_site_file_is_accepted_and_makes_a_script(path: Path, tmp_path: Path) ->
     assert "default" in config_text(None, site)
     if site.slurm is not None:
         launcher = site.launcher or "mpiexec -n {ranks}"
-        where = {"script_path": tmp_path / "job.sh", "logs": tmp_path, "images": tmp_path}
+        where = {"script_path": tmp_path / "job.sh", "logs": tmp_path}
         text = sbatch_script("task", site.slurm, ["yoda", "run", "job.yaml"], launcher=launcher, **where)  # type: ignore[arg-type]
         assert "{ranks}" not in text.split("setsid")[1] and f"--nodes={site.slurm.nodes}" in text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from runs import Place
 
@@ -28,5 +29,5 @@ def test_merge_by_hand_leaves_it_to_who_is_at_it(place_here: Place) -> None:
     heart.stop()
     done = place.run(command="merge")
     assert done.code == 0, done.text
-    assert (place.folder / "apart.h5").read_bytes() == open(done.out.strip(), "rb").read()
+    assert (place.folder / "apart.h5").read_bytes() == Path(done.out.strip()).read_bytes()
     assert [seen.state for seen in overview(task)] == ["ended"], "it leaves no file of its own"

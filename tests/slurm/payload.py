@@ -1,8 +1,8 @@
 """A stand-in for `yoda run`: no MPI, works for a while, drains when warned, leaves its exit code as rank 0 does.
 
-Arguments: FOLDER SECONDS [stubborn | idle]. Progress is kept in FOLDER/images (one line per tenth of a second of work),
-so that a restart goes on where the last one was cut; the story of signals is in FOLDER/story. `stubborn` ignores every
-warning, `idle` ends at once and does nothing.
+Arguments: FOLDER SECONDS [stubborn | idle]. Progress is kept in FOLDER/done.RANK (one line per tenth of a second of
+work), so that a restart goes on where the last one was cut; the story of signals is in FOLDER/story. `stubborn` ignores
+every warning, `idle` ends at once and does nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ def main() -> int:
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda received, _: warned.append(received))
     tell(folder / "story", f"rank {rank} starts {os.environ.get('SLURM_RESTART_COUNT', '0')}")
-    done = folder / "images" / f"done.{rank}"
-    done.parent.mkdir(exist_ok=True)
+    done = folder / f"done.{rank}"
     done.touch()
     while done.read_text().count("\n") < tenths and (stubborn or not warned) and "idle" not in sys.argv:
         time.sleep(0.1)
         tell(done, "x")
+        if rank == "0":
+            Path(os.environ["YODA_DONE_FILE"]).write_text(str(done.read_text().count("\n")))
     code = 0 if done.read_text().count("\n") >= tenths else 75
     tell(folder / "story", f"rank {rank} ends {code} warned {warned}")
     if rank == "0":

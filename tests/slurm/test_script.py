@@ -38,7 +38,7 @@ class Task:
         site = SlurmSite(**{**asked, **self.site})  # type: ignore[arg-type]
         path = self.folder / "job.sh"
         command = [*PAYLOAD, str(self.folder), str(seconds), *words]
-        where = {"script_path": path, "logs": self.folder, "images": self.folder / "images"}
+        where = {"script_path": path, "logs": self.folder}
         text = sbatch_script("stand-in", site, command, launcher=launcher, max_barren_starts=2, **where)  # type: ignore[arg-type]
         path.write_text(text)
         self.jobid = submit(path, self.cluster.runner).jobid

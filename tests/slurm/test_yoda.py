@@ -43,6 +43,7 @@ def test_submitted_job_completes(
     assert "core-hours" in said and str(task.root / "slurm") in said
     job = task.until_over()
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0"), task.said()
+    assert (task.root / "slurm" / f"slurm-{task.job}.done").read_text() == f"{tasks.EVENTS}\n"
     status = task.check_complete(reference)
     droids = status["allocations"][0]["droids"]
     assert sorted(d["host"] for d in droids) == ["n1", "n2"] and all(d["events_done"] for d in droids), task.said()
@@ -151,8 +152,8 @@ def time_limit(stage: Stage) -> None:
         job = task.until_over(240)
         assert job["JobState"] == "COMPLETED" and int(job["Restarts"]) >= 1, task.said()
         status = task.check_complete(stage.reference)
-        first = status["allocations"][0]
-        assert first["exit_code"] == 75 and first["events_done"], first
+        # Slurm may warn as soon as the job starts, and then nothing is done in that start
+        assert any(a["exit_code"] == 75 and a["events_done"] for a in status["allocations"]), status["allocations"]
         assert seconds_lost(status) == 0, status["core_seconds"]
         assert not runs.granted_again(task.place().story())
 

@@ -53,7 +53,6 @@ def test_golden(name: str, tmp_path: Path) -> None:
         ["yoda", "run", "job.yaml", "--site", "my site.yaml", "--task", "/data/zjets"],
         script_path=Path("/data/zjets/logs/submit.sh"),
         logs=Path("/data/zjets/logs"),
-        images=Path("/data/zjets/segments"),
         launcher=launcher,
         workdir=Path("/home/me/work"),
     )
@@ -64,7 +63,7 @@ def test_golden(name: str, tmp_path: Path) -> None:
 
 def test_odd_paths_are_quoted(tmp_path: Path) -> None:
     folder = tmp_path / "50% of my 'work'"
-    where = {"script_path": folder / "s.sh", "logs": folder, "images": folder}
+    where = {"script_path": folder / "s.sh", "logs": folder}
     text = sbatch_script("a task", SlurmSite(), ["yoda", "run", "a b.yaml"], **where)
     assert '#SBATCH --job-name="a task"' in text
     assert f"#SBATCH --output=\"{tmp_path}/50%% of my 'work'/slurm-%j.out\"" in text

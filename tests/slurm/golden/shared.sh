@@ -56,21 +56,21 @@ watch_end() {
 watch_end 2> /dev/null &
 watcher=$!
 
-# --- a job that does nothing ends: one line for each start since anything became durable
-images=/data/zjets/segments
+# --- a job that does nothing ends: one line for each start since an event was done
 chain=${1:-$SLURM_JOB_ID}                                # the first of the jobs that submitted one another
+export YODA_DONE_FILE=$logs/slurm-$chain.done            # how many events are done, as far as Yoda lived to tell
 barren=$logs/slurm-$chain.barren
-durable() { find "$images" -type f -printf '%s\n' 2> /dev/null | awk '{n += $1} END {printf "%.0f", n}'; }
+settled() { cat "$YODA_DONE_FILE" 2> /dev/null || echo 0; }
 give_up() {
     say "gives up: 5 starts in a row ended and no event was done; see above why. To go on: sbatch $script"
     rm -f "$barren"
     kill $watcher
     exit 1
 }
-before=$(durable)
+before=$(settled)
 [ "$(tail -n 1 "$barren" 2> /dev/null | cut -d ' ' -f 1)" = "$before" ] || rm -f "$barren"
 [ -e "$barren" ] && [ "$(wc -l < "$barren")" -ge 5 ] && give_up
-echo "$before bytes before a start on $SLURM_JOB_NODELIST" >> "$barren"
+echo "$before events were done before a start on $SLURM_JOB_NODELIST" >> "$barren"
 
 say "starts on $SLURM_JOB_NODELIST"
 # a session of its own: Slurm's SIGTERM to the job must not end the launcher before its ranks
@@ -92,7 +92,7 @@ fi
 look() { state=$(ask JobState) reason=$(ask Reason) preempted=$(ask PreemptTime); }
 look
 say "work is left; for Slurm the job is $state, reason $reason, preempted ${preempted:=None}"
-if [ "$(durable)" != "$before" ]; then
+if [ "$(settled)" != "$before" ]; then
     rm -f "$barren"
 elif [ "$preempted" != None ]; then
     sed -i '$d' "$barren"
