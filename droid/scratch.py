@@ -6,12 +6,14 @@ the node does it for them. The folder may be on a file system that other nodes s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import socket
 import tempfile
 
+_SHARED, _NOTED = "/dev/shm/", "shared-memory"
 _MARK = re.compile(r"yoda-droid-(?P<host>.+)-(?P<pid>\d+)-[^-]+\Z")
 
 
@@ -37,7 +39,38 @@ def _sweep(place: str) -> None:
         except OSError:
             continue  # another Droid was faster
         if ours:
+            _free(entry.path)
             shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def note_shared(folder: str) -> None:
+    """Note in `folder` which shared memory this process has: MPI makes it, and does not remove it when it is killed."""
+    with contextlib.suppress(OSError), open(os.path.join(folder, _NOTED), "w") as file:
+        file.write("\n".join(_mapped("self")))
+
+
+def _free(folder: str) -> None:
+    """Remove the shared memory noted in `folder` that nobody has any more; it is the node's memory until then."""
+    try:
+        with open(os.path.join(folder, _NOTED)) as file:
+            noted = set(file.read().split("\n"))
+    except OSError:
+        return
+    for pid in os.listdir("/proc") if noted else ():
+        if pid.isdigit():
+            noted -= _mapped(pid)
+    for path in noted:
+        with contextlib.suppress(OSError):
+            if path.startswith(_SHARED) and os.lstat(path).st_uid == os.getuid():
+                os.unlink(path)
+
+
+def _mapped(pid: str) -> set[str]:
+    try:
+        with open(f"/proc/{pid}/maps") as file:
+            return {line[line.index(_SHARED) :].rstrip("\n") for line in file if _SHARED in line}
+    except OSError:
+        return set()
 
 
 def _alive(pid: str) -> bool:

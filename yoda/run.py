@@ -97,6 +97,7 @@ def _droid_with_mpi(
     signals.listen()  # MPI may have put handlers of its own in place
     _not_alone(MPI)
     from droid.rank import HEARTBEAT, DroidShell, Options
+    from droid.scratch import note_shared
     from droid.store import Choices
     from droid.transport import Transport, sharing
 
@@ -104,6 +105,7 @@ def _droid_with_mpi(
     comm = MPI.COMM_WORLD
     transport = Transport(MPI, comm)
     shared = sharing(MPI, comm)
+    note_shared(scratch)
     workers = setting.request.workers or site.workers or max(1, len(slots.table) // shared)
     options = Options(
         workers=min(workers, len(slots.table)),

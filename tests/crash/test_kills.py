@@ -5,6 +5,7 @@ Every test ends with `Running.wait`, which fails if any process of the run is st
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from typing import Any
@@ -441,3 +442,22 @@ def test_a_droid_is_killed_while_draining(place_here: Place) -> None:
     done = run.wait()
     assert done.code == 75, done.text
     resumes(place_here, 60)
+
+
+def test_shared_memory_of_killed_runs_is_given_back(place: Place) -> None:
+    """MPI cannot remove its own when it is killed, and it is the node's memory: the next Droid there does."""
+    scratch = place.folder / "scratch"
+    scratch.mkdir()
+    job(place)
+    place.site(scratch=str(scratch))
+    run = place.start("--droids", "2")
+    under_way(place, run)
+    noted = {line for file in scratch.glob("*/shared-memory") for line in file.read_text().splitlines()}
+    assert noted and all(os.path.exists(path) for path in noted)
+    run.kill_everything()
+    left = {path for path in noted if os.path.exists(path)}
+    assert left, "nothing to give back"
+    done = place.run()
+    assert done.code == 0, done.text
+    assert not {path for path in left if os.path.exists(path)}
+    assert not list(scratch.iterdir())
