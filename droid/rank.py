@@ -28,7 +28,7 @@ from droid.store import Choices, Store, void
 from droid.transport import Transport
 from eventrange import messages, records
 from eventrange.durable import FILES, Files
-from eventrange.errors import BAD_CONFIG, CANNOT_WRITE, RUN_AGAIN
+from eventrange.errors import BAD_CONFIG, CANNOT_WRITE, RUN_AGAIN, YodaError
 from eventrange.messages import Evidence
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
@@ -193,7 +193,11 @@ class DroidShell:
             if "ranges" in message.task["axis"]:
                 from eventrange.axis import Axis  # who names ranges by position needs none
 
-                self.store.axis = Axis.from_dict(message.task["axis"])
+                try:
+                    self.store.axis = Axis.from_dict(message.task["axis"])
+                except YodaError as error:  # this node does not see the list, others may
+                    self._fall_sick(str(error), error.exit_code)
+                    return
                 self.core.holding.cuts = self.store.axis.cuts
             if self.uploads is not None:
                 self.uploads.begin(task, allocation, rank, self.log)
@@ -320,7 +324,7 @@ class DroidShell:
 
     def _start_workers(self) -> None:
         """Both must be there, in either order: the payload, and what Yoda says of the task."""
-        if self.crew.ready and self.welcome is not None and not self._started:
+        if self.crew.ready and self.welcome is not None and not self._started and self.sick is None:
             self._started = True
             self.crew.set_task(self.welcome.task)
             self._do(self.core.start())
