@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from eventrange.errors import RUN_AGAIN, LauncherEnded
+from yoda.orphan import STARTER
 from yoda.setting import EXIT_FILE, Setting
 
 HURRY = 2.0  #: seconds a launcher may take to end its ranks when the user interrupts twice
@@ -48,6 +49,8 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
         # Open MPI keeps a folder named after its process id in /tmp; one that was killed leaves it there, and whoever
         # gets that id next does not start. So it gets a place of its own, unless it was given one.
         own = {"PRTE_MCA_prte_tmpdir_base": folder} if nodes == 1 else {}
+        if nodes == 1:
+            extra = {**extra, STARTER: str(os.getpid())}
         env = {**own, **environ, **extra, **line.environment, EXIT_FILE: exit_file}
         child = subprocess.Popen(
             arguments, env=env, start_new_session=True, preexec_fn=_end_with(os.getpid()), **line.pipes

@@ -6,6 +6,7 @@ Every test ends with `Running.wait`, which fails if any process of the run is st
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from typing import Any
@@ -15,6 +16,7 @@ import runs
 from runs import Finished, Place, Running
 
 from eventrange.records import Code, Kind
+from yoda.orphan import GONE
 
 STEADY = '''
 import os, time
@@ -442,6 +444,21 @@ def test_a_droid_is_killed_while_draining(place_here: Place) -> None:
     done = run.wait()
     assert done.code == 75, done.text
     resumes(place_here, 60)
+
+
+def test_a_run_whose_command_was_killed_ends_also_if_its_launcher_does_not_hear_of_it(place_here: Place) -> None:
+    place = place_here
+    job(place, events=100_000)
+    launcher = place.folder / "deaf"
+    words = shlex.join(place.mpi.command(2)[:-2])
+    launcher.write_text(f'#!/bin/sh\ntrap "" TERM\n{words} "$@"\n')
+    launcher.chmod(0o755)
+    place.site(launcher=f"{launcher} -n {{ranks}}")
+    run = place.start()
+    under_way(place, run)
+    run.signal(run.process.pid)
+    assert run.wait().code == -signal.SIGKILL
+    assert place.notes("end")[0]["reason"] == GONE
 
 
 def test_shared_memory_of_killed_runs_is_given_back(place: Place) -> None:
