@@ -139,6 +139,7 @@ class Chaos:
                 return
             chosen = self.chance.choice(some)
             run.signal(chosen.pid, signal.SIGSTOP)
+            self.moments.append(time.time())
             self._pause(run, self.chance.uniform(0.05, 3.0))
             run.signal(chosen.pid, signal.SIGCONT)
         else:
