@@ -189,12 +189,18 @@ def _unjudged(taskdir: TaskDir) -> Iterator[tuple[str, Start, str]]:
         queue = judged[0] if judged else queue
         known = {line.split(" ")[0] for line in judged[1:]}
         try:
-            text, changed = Path(path).read_text(errors="replace"), os.path.getmtime(path)
+            text, changed = _told(job, path), os.path.getmtime(path)
         except OSError:
             continue
         for start in starts_of(job, text, changed) if queue else ():
             if str(start.number) not in known:
                 yield queue, start, text
+
+
+def _told(job: int, path: str) -> str:
+    """What script and slurmstepd say in a job's output, without all that Yoda says there."""
+    with open(path, errors="replace") as file:
+        return "".join(line for line in file if f" allocation {job}." in line or f"*** JOB {job} ON" in line)
 
 
 def _add(taskdir: TaskDir, job: int, queue: str, line: str = "") -> None:

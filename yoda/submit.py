@@ -68,7 +68,7 @@ def submit_task(request: Request, asked: Asked, run: Runner = run_command) -> Ou
     queues = Queues(setting, prepared.frozen.fingerprint, run, time.time())
     queues.learn()
     allocations, remark = queues.ask(asked.allocations, asked.force)
-    avoided = off_options(setting)
+    avoided = off_options(setting, site, run)
     folder = setting.taskdir.slurm
     path = os.path.join(folder, f"allocation-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.sh")
     text = script_of(setting, site, path)
@@ -95,11 +95,17 @@ def submit_task(request: Request, asked: Asked, run: Runner = run_command) -> Ou
     return outcome
 
 
-def off_options(setting: Setting) -> tuple[str, ...]:
-    """The option that keeps nodes out on which payloads failed in earlier allocations."""
+def off_options(setting: Setting, site: SlurmSite, run: Runner) -> tuple[str, ...]:
+    """The option that keeps nodes out on which payloads failed in earlier allocations, if enough others are left. Slurm
+    refuses names it does not know, so it is asked for them."""
     state = breakerfile.load(breakerfile.state_path(setting.site.stageout_rules, setting.taskdir.root))
-    names = off_now(state, setting.site.node_breaker, time.time())
-    return (f"--exclude={','.join(names)}",) if names else ()
+    off = {name.partition(".")[0] for name in off_now(state, setting.site.node_breaker, time.time())}
+    if not off:
+        return ()
+    asked = run(["sinfo", "-h", "-N", "-o", "%N", *(["-p", site.partition] if site.partition else [])])
+    there = set(asked.out.split()) if asked.code == 0 else set()
+    names = sorted(off & there)
+    return (f"--exclude={','.join(names)}",) if names and len(there) - len(names) >= site.nodes else ()
 
 
 def slurm_of(setting: Setting) -> SlurmSite:
