@@ -92,9 +92,13 @@ class Crew:
 
     def program(self, words: list[str], environment: dict[str, str], fds: tuple[int, int, int]) -> bool:
         """Have the zygote start a program with `fds` as stdin, stdout and stderr; False: not yet, or no more."""
-        if self.ready and not self._ending:
+        if not self.ready or self._ending:
+            return False
+        try:
             self._tell({"program": words, "environment": environment}, *fds)
-        return self.ready and not self._ending
+        except OSError:  # its socket is full: it has not read for long
+            return False
+        return True
 
     def kill(self, index: int) -> None:
         """SIGKILL worker `index`; its exit will be told."""
