@@ -7,6 +7,7 @@ import select
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
