@@ -100,6 +100,7 @@ class DroidShell:
         self._reported = 0.0
         self._tail_heartbeat = min(max(TAIL_HEARTBEAT, transport.size / TAIL_HEARTBEATS), options.heartbeat)
         self._said_bye = False
+        self._parent = os.getppid()
         self._started = False
         self._signals = signals.received  # with those that came before MPI had started
 
@@ -152,6 +153,9 @@ class DroidShell:
             # Yoda is dead, and with it this allocation; what is not committed is lost whatever we do. The launcher of a
             # fault-tolerant MPI makes light of ranks that were killed and says 0, but passes on an exit code.
             self.log("rank 0 is dead; this Droid ends")
+            os._exit(RUN_AGAIN)
+        if os.getppid() != self._parent:  # the launcher's process on this node: who would end us now?
+            self.log("the launcher is dead; this Droid ends")
             os._exit(RUN_AGAIN)
         if not self.core.stopped:
             near = (i for i, w in enumerate(self.core.workers) if w.seconds > 0.5 * self.core.limit(0))

@@ -60,13 +60,13 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
         hurry: list[float] = []  # when the user did not want to wait for the drain
 
         def forward(number: int, _: Any) -> None:
-            # Launchers answer SIGTERM and SIGINT by killing the ranks; the user signals they pass on.
+            # Launchers answer SIGTERM and SIGINT by killing the ranks, and MPICH's dies of SIGUSR2; SIGUSR1 they pass on.
             stops.append(time.monotonic())
             if number == signal.SIGINT and len(stops) > 1:
                 hurry.append(stops[-1])
                 child.send_signal(signal.SIGTERM)
             else:
-                child.send_signal(number if number == signal.SIGUSR2 else signal.SIGUSR1)
+                child.send_signal(signal.SIGUSR1)
 
         for number in _FORWARDED:
             signal.signal(number, forward)

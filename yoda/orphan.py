@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 STARTER = "YODA_STARTED_BY"  #: process id of the `yoda run` on this machine that started our launcher
 GONE = "the command that started this run is gone"
+DEAD = "the launcher is dead"
 
 
 def orphaned(environ: Mapping[str, str]) -> Callable[[], bool]:

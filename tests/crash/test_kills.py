@@ -461,6 +461,31 @@ def test_a_run_whose_command_was_killed_ends_also_if_its_launcher_does_not_hear_
     assert place.notes("end")[0]["reason"] == GONE
 
 
+def test_nobody_is_left_when_all_launchers_and_yoda_are_dead(place: Place) -> None:
+    """Who could tell a Droid? One that has said goodbye waits for a word of Yoda, and not every MPI knows of deaths."""
+    job(place, events=100_000)
+    run = place.start("--droids", "2")
+    under_way(place, run)
+    hit = [*run.find("launcher"), *run.find("yoda")]
+    for process in hit:
+        run.signal(process.pid, signal.SIGSTOP)  # none of them is to clean up after another
+    for process in hit:
+        run.signal(process.pid)
+    assert run.wait().code == -signal.SIGKILL
+
+
+def test_yoda_ends_without_a_launcher(place: Place) -> None:
+    job(place, events=100_000)
+    run = place.start("--droids", "2")
+    under_way(place, run)
+    hit = run.find("launcher")
+    for process in hit:
+        run.signal(process.pid, signal.SIGSTOP)
+    for process in hit:
+        run.signal(process.pid)
+    assert run.wait().code == -signal.SIGKILL
+
+
 def test_shared_memory_of_killed_runs_is_given_back(place: Place) -> None:
     """MPI cannot remove its own when it is killed, and it is the node's memory: the next Droid there does."""
     scratch = place.folder / "scratch"
