@@ -46,7 +46,8 @@ def run(quick: bool = False) -> dict[str, Any]:
 
 
 def _run(job: Path, period: float | None, events: int) -> dict[str, float]:
-    """Run a task to its end, and shoot everything `period` seconds after each start."""
+    """Run a task to its end, and shoot everything `period` seconds after each start; or on a machine that is so busy
+    that nothing has come of it by then, once something has."""
     taskdir = TaskDir(str(job.parent / f"run-{time.monotonic_ns()}.task"))
     begin = time.monotonic()
     spans: dict[str, tuple[Sampler, float]] = {}  # of each allocation: who else used the machine, and when it ended
@@ -61,6 +62,8 @@ def _run(job: Path, period: float | None, events: int) -> dict[str, float]:
         with Sampler(child.pid) as sampler:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(period)
+            while child.poll() is None and not _worked(taskdir, known):
+                time.sleep(0.1)
             if child.poll() is None:
                 for pid in tree(child.pid):
                     with contextlib.suppress(ProcessLookupError):
@@ -84,6 +87,15 @@ def _run(job: Path, period: float | None, events: int) -> dict[str, float]:
                 end = float((done["time"] + done["wall"]).max())
             capacity += CORES * (end - first) - sampler.others(first, end)
     return {"seconds": seconds, "all": work / everything, "kept": work / capacity, "kills": len(spans) - 1}
+
+
+def _worked(taskdir: TaskDir, known: set[str]) -> bool:
+    """Whether a new allocation has a range done in its journal."""
+    new = set(taskdir.allocations()) - known
+    if not new:
+        return False
+    found = _allocations(taskdir)
+    return any((found[name]["kind"] == Kind.DONE).any() for name in new)
 
 
 def _allocations(taskdir: TaskDir) -> dict[str, NDArray[Any]]:
