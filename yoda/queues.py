@@ -61,13 +61,14 @@ def verdict(ended: Ended, done: bool) -> bool | None:
 
 
 def starts_of(job: int, text: str, changed: float) -> list[Start]:
-    """The starts that a job's output tells of; `changed` is when that was last written to. Pure."""
+    """The starts that a job's output tells of; `changed` is when that was last written to. A job whose script did not
+    get as far as that has one of which nothing is known. Pure."""
     found: dict[int, list[tuple[float, str]]] = {}
     for stamp, number, said in re.findall(_LINE.format(job=job), text, re.M):
         when = time.mktime(time.strptime(stamp, "%Y-%m-%d %H:%M:%S"))
         found.setdefault(int(number), []).append((when, said))
     begun = sorted(n for n, lines in found.items() if any(said.startswith("starts on") for _, said in lines))
-    out = []
+    out = [] if begun else [Start(job, 0, changed, True, False)]
     for number in begun:
         last = number == begun[-1]
         said = [text for _, text in found[number]]

@@ -48,8 +48,11 @@ class Cluster:
         self.request = Request(str(folder / "job.yaml"), str(folder / "site.yaml"), str(folder / "task"))
         self.task = TaskDir(str(folder / "task"))
         self.last, self.sent = 10, list[list[str]]()
+        self.states: dict[str, str] = {}  # of jobs that Slurm remembers
 
     def __call__(self, argv: Sequence[str], stdin: str | None = None) -> Ran:
+        if argv[0] == "scontrol" and argv[-1] in self.states:
+            return Ran(0, f"JobId={argv[-1]} JobState={self.states[argv[-1]]} Reason=None Restarts=0\n")
         if argv[0] == "sinfo" and "-N" in argv:
             return Ran(0, "n7\nn8\n")
         if argv[0] != "sbatch" or "--test-only" in argv:
@@ -146,6 +149,17 @@ def test_preempted_jobs_and_jobs_that_did_something_are_no_reason(cluster: Clust
         cluster.ran(job, LEFT)
         cluster.did(job)
     assert cluster.submit(2) == [19, 20] and cluster.changes() == []
+
+
+def test_jobs_that_fail_before_the_ranks_are_started(cluster: Cluster) -> None:
+    """The site's set-up ends the script: nothing is in the output that we wrote, but Slurm knows."""
+    for job in cluster.submit(4):
+        Path(cluster.task.slurm, f"slurm-{job}.out").write_text("module: command not found\n")
+        cluster.states[str(job)] = "RUNNING"
+    assert cluster.submit() == [15]
+    cluster.states = dict.fromkeys(cluster.states, "FAILED")
+    with pytest.raises(QueueOff):
+        cluster.submit()
 
 
 def test_jobs_that_wait_or_run_are_not_judged(cluster: Cluster) -> None:
