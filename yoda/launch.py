@@ -60,7 +60,7 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
         hurry: list[float] = []  # when the user did not want to wait for the drain
 
         def forward(number: int, _: Any) -> None:
-            # Launchers answer SIGTERM and SIGINT by killing the ranks, and MPICH's dies of SIGUSR2; SIGUSR1 they pass on.
+            # Launchers answer SIGTERM and SIGINT by killing the ranks, MPICH's dies of SIGUSR2; SIGUSR1 all pass on.
             stops.append(time.monotonic())
             if number == signal.SIGINT and len(stops) > 1:
                 hurry.append(stops[-1])

@@ -461,29 +461,20 @@ def test_a_run_whose_command_was_killed_ends_also_if_its_launcher_does_not_hear_
     assert place.notes("end")[0]["reason"] == GONE
 
 
-def test_nobody_is_left_when_all_launchers_and_yoda_are_dead(place: Place) -> None:
-    """Who could tell a Droid? One that has said goodbye waits for a word of Yoda, and not every MPI knows of deaths."""
-    job(place, events=100_000)
+def test_a_droid_ends_when_what_started_it_is_dead(place_here: Place) -> None:
+    """Here a script, else the launcher's process on its node: for MPI the Droid is dead, so nobody would tell it."""
+    place = place_here
+    job(place)
+    script = place.folder / "rank"
+    script.write_text('#!/bin/sh\n"$@"\nexit $?\n')
+    script.chmod(0o755)
+    place.site(launcher=f"{shlex.join(place.mpi.command(2)[:-1])} {{ranks}} {script}")
     run = place.start("--droids", "2")
     under_way(place, run)
-    hit = [*run.find("launcher"), *run.find("yoda")]
-    for process in hit:
-        run.signal(process.pid, signal.SIGSTOP)  # none of them is to clean up after another
-    for process in hit:
-        run.signal(process.pid)
-    assert run.wait().code == -signal.SIGKILL
-
-
-def test_yoda_ends_without_a_launcher(place: Place) -> None:
-    job(place, events=100_000)
-    run = place.start("--droids", "2")
-    under_way(place, run)
-    hit = run.find("launcher")
-    for process in hit:
-        run.signal(process.pid, signal.SIGSTOP)
-    for process in hit:
-        run.signal(process.pid)
-    assert run.wait().code == -signal.SIGKILL
+    run.signal(run.find("droid")[0].pid)
+    done = run.wait()
+    assert done.code == (0 if place.mpi.ulfm else 75), done.text
+    assert "the launcher is dead" in done.err
 
 
 def test_shared_memory_of_killed_runs_is_given_back(place: Place) -> None:
