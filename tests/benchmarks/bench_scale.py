@@ -45,6 +45,7 @@ BUDGET = 50.0  #: per cent of a core
 COMMIT = 0.25  #: seconds of group commit at the Droid: ranges that end together are reported together
 LATENCY = 50e-6  #: seconds a message travels
 LOOP = 100e-6  #: seconds rank 0 sleeps between two looks at MPI while there is traffic
+START = 0.0002  #: seconds between the first words of two Droids
 MOST = 4096  #: messages taken in one turn of the loop
 SIGMA = 0.5  #: of the lognormal events
 TABLE = ((10, 64), (100, 64), (1000, 64), (5000, 64), (10_000, 64), (20_000, 64), (1000, 256), (10_000, 256))
@@ -94,7 +95,7 @@ class _Droid:
         self.give_back = 0
         self.unsynced: list[tuple[int, int, int, float, float]] = []  # records of what has ended
         self.durable_at = math.inf
-        self.free = [0.0] * workers  # since when, of each worker without work
+        self.free = [START * rank] * workers  # since when, of each worker without work
         self.idle = 0.0  # core-seconds without work while there was some to be had
 
     def grant(self, now: float, message: messages.Grant) -> None:
@@ -208,7 +209,7 @@ class _Droid:
         if self.asked >= 0:
             return 0
         low, high = self.pace.marks(self.workers, self.range_seconds, 0)
-        return max(1, high - self.held) if self.held < low or not self.held else 0
+        return max(1, high - self.held) + self.partly if self.held < low or not self.held else 0
 
     def next(self) -> float:
         """When it reports next: what is durable, and a request as soon as there is one."""
@@ -246,10 +247,11 @@ class Scale:
         self.queued: dict[int, float] = {}
         self.written = 0
         self.memory = 0
+        self.idle = 0.0  # core-seconds without work in the middle of the task
         self.now = self.flushed = 0.0
         self.warm = 2 * seconds  # what the first requests brought is done by then
         if settled:
-            self.warm = 5.0
+            self.warm = START * droids + 2.0
             for droid in self.droids.values():
                 droid.settle()
 
@@ -337,9 +339,9 @@ class Scale:
         """Until the task is complete, or for `tail` seconds of its tail."""
         for rank, droid in self.droids.items():
             self.d.hello(0.0, rank, f"node{rank}", droid.workers)
-            self.queued[rank] = 0.001 * rank
-            heapq.heappush(self.queue, (0.001 * rank, rank))
-        tick_at, measured = TICK, False
+            self.queued[rank] = START * rank
+            heapq.heappush(self.queue, (START * rank, rank))
+        tick_at, measured, warm = TICK, False, False
         while not self.d.complete and self.span.get("tail", 0.0) < tail:
             batch = self._arrivals()
             if batch:
@@ -347,8 +349,11 @@ class Scale:
             if self.now >= tick_at:
                 self._metered(self._tick, 0)
                 tick_at = self.now + TICK
+            if not warm and self.phase() != "start":
+                warm, self.idle = True, -sum(droid.idle for droid in self.droids.values())
             if not measured and self.phase() == "tail":
                 measured, self.memory = True, deep_size(self.d)
+                self.idle += sum(droid.idle for droid in self.droids.values())
             ahead = min(tick_at, self.queue[0][0] if self.queue else math.inf)
             step = max(LOOP, ahead - self.now)
             self.span[self.phase()] = self.span.get(self.phase(), 0.0) + step
@@ -424,14 +429,18 @@ def measure(
     droids: int, workers: int, seconds: float, message: float, settled: bool = False, tail: float = math.inf
 ) -> dict[str, Any]:
     """One task, to its end or for `tail` seconds of its tail; `settled`: from the middle on, which is sooner done."""
-    waves = 1.7 if settled else 3.6
+    waves = 1.3 if settled else 3.6
     scale = Scale(droids, workers, seconds, int(droids * workers * waves), message, settled)
     begin = time.perf_counter()
-    scale.run(tail)
+    gc.collect()
+    gc.disable()  # it would look at all simulated Droids, and that is not rank 0's to pay
+    try:
+        scale.run(tail)
+    finally:
+        gc.enable()
     phases = [name for name in ("start", "middle", "tail") if scale.span.get(name)]
     waits = np.array(scale.waits.get("middle", scale.waits.get("start", [0.0])))
     cores = droids * workers
-    idle = sum(droid.idle for droid in scale.droids.values())
     return {
         "droids": droids,
         "workers": workers,
@@ -450,7 +459,7 @@ def measure(
         },
         "wait_ms": {name: 1e3 * float(np.quantile(waits, q)) for name, q in (("p50", 0.5), ("p99", 0.99))},
         "complete": scale.d.complete,
-        "idle_percent": 100 * idle / (cores * (scale.now - scale.span.get("tail", 0))),
+        "idle_percent": 100 * scale.idle / (cores * max(1e-9, scale.span.get("middle", 0.0))),
         "memory_mb": scale.memory / 1e6,
         "journal_bytes_per_event": scale.files.bytes / scale.d.total,
         "journal_mb_per_hour": scale.files.bytes / scale.d.total * cores / seconds * 3600 / 1e6,
@@ -461,7 +470,7 @@ def measure(
 def run(quick: bool = False) -> dict[str, Any]:
     """Per cent of a core and messages a second in each phase of the task."""
     message = message_seconds()
-    return measure(100, 8, 20.0, message) if quick else measure(10_000, 64, 60.0, message, True, 60.0)
+    return measure(100, 8, 20.0, message) if quick else measure(10_000, 64, 60.0, message, True, 15.0)
 
 
 def figures(result: dict[str, Any]) -> list[Figure]:
@@ -509,7 +518,7 @@ def main() -> None:
         print(f"a message costs {1e6 * message:.1f} us in MPI\n{HEAD}", flush=True)
         for droids, workers in (*TABLE, LARGEST):
             large = droids * workers > 100_000  # its tail is as long as its longest event, and the same all along
-            print(row(measure(droids, workers, args.seconds, message, large, 60.0 if large else math.inf)), flush=True)
+            print(row(measure(droids, workers, args.seconds, message, large, 15.0 if large else math.inf)), flush=True)
     elif args.droids:
         print(json.dumps(measure(args.droids, args.workers, args.seconds, message_seconds()), indent=1))
     else:
