@@ -53,6 +53,7 @@ class Options:
     timeout: float | None = None  #: of one event; None: measured
     grace: float = 30.0  #: between a signal and the kill
     heartbeat: float = HEARTBEAT  #: between reports when there is nothing to report
+    parent: int = 0  #: process id of what started us; without it we end
     store: Choices = field(default_factory=Choices)
     uploads: Uploads | None = None  #: where segments are staged out
 
@@ -100,7 +101,6 @@ class DroidShell:
         self._reported = 0.0
         self._tail_heartbeat = min(max(TAIL_HEARTBEAT, transport.size / TAIL_HEARTBEATS), options.heartbeat)
         self._said_bye = False
-        self._parent = os.getppid()
         self._started = False
         self._signals = signals.received  # with those that came before MPI had started
 
@@ -154,7 +154,7 @@ class DroidShell:
             # fault-tolerant MPI makes light of ranks that were killed and says 0, but passes on an exit code.
             self.log("rank 0 is dead; this Droid ends")
             os._exit(RUN_AGAIN)
-        if os.getppid() != self._parent:  # the launcher's process on this node: who would end us now?
+        if self.options.parent not in (0, os.getppid()):  # the launcher's process on this node: who would end us now?
             self.log("the launcher is dead; this Droid ends")
             os._exit(RUN_AGAIN)
         if not self.core.stopped:

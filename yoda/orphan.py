@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 STARTER = "YODA_STARTED_BY"  #: process id of the `yoda run` on this machine that started our launcher
 GONE = "the command that started this run is gone"
 DEAD = "the launcher is dead"
+PARENT = os.getppid()  #: as this process begins: the launcher's process on this node, which may die while MPI starts
 
 
 def orphaned(environ: Mapping[str, str]) -> Callable[[], bool]:

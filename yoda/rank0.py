@@ -97,7 +97,7 @@ def _yoda(
     from yoda.leases import Leases, divide
     from yoda.master import MasterShell, Run, task_message
     from yoda.metrics import Metrics
-    from yoda.orphan import DEAD, GONE, orphaned
+    from yoda.orphan import DEAD, GONE, PARENT, orphaned
     from yoda.progress import SHOWN
     from yoda.tally import Tally
 
@@ -185,10 +185,10 @@ def _yoda(
     run.gap = min(run.gap, site.lease_timeout / 2)
     run.on_wake.append(lambda now: keeper.woken(now, dispatcher))
     run.every_tick.append(lambda now: keeper.tick(now, dispatcher))
-    gone, parent = orphaned(environ), os.getppid()
+    gone = orphaned(environ)
     run.every_tick.append(lambda now: dispatcher.signalled(now, GONE) if not dispatcher.draining and gone() else [])
     # Without the launcher's process on this node its Droids end at once, and nobody would tell us.
-    run.every_tick.append(lambda now: dispatcher.drain(now, DEAD, 0.0) if os.getppid() != parent else [])
+    run.every_tick.append(lambda now: dispatcher.drain(now, DEAD, 0.0) if os.getppid() != PARENT else [])
     run.every_tick.append(nodes.tick)
     for step in keeper.first():
         journal.note(step.name, time=time.time(), **step.values)

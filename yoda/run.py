@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eventrange.errors import YodaError
+from yoda.orphan import PARENT
 from yoda.setting import EXIT_FILE, Request, Setting, load_payload, read, report_error
 
 INDEXING = 6  #: times longer a Droid waits for MPI to start than rank 0, which may be busy with the inputs
@@ -112,6 +113,7 @@ def _droid_with_mpi(
         timeout=job.ranges.timeout,
         grace=site.grace,
         heartbeat=min(HEARTBEAT, site.silent / 4),
+        parent=PARENT,
         store=Choices(
             segment_bytes=site.segments.max_bytes,
             segment_seconds=site.segments.max_age,
