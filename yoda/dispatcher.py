@@ -377,7 +377,7 @@ class Dispatcher:
         if ledger.retries:
             grants = self.allotment.retries({**roster.asking, **roster.idle}, roster.all_among)
         if ledger.pending:
-            for droid in roster.in_need(ledger.pending.total):
+            for droid in roster.in_need():
                 if not ledger.pending:
                     break
                 if not self.doubt.held_back(now, droid):

@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from eventrange.intervals import IntervalSet
 from eventrange.messages import unpack_running
@@ -130,12 +131,15 @@ class Roster:
         self.asking.clear()
         return told
 
-    def in_need(self, pending: int) -> list[Droid]:
-        """Droids that wait; where `pending` events are not enough for all, those with idle workers first."""
-        waiting = [*self.asking.values(), *self.idle.values()]
-        if len(waiting) > 1 and pending < sum(d.want for d in waiting):
-            waiting.sort(key=lambda d: d.busy >= d.workers)
-        return waiting
+    def in_need(self) -> Iterator[Droid]:
+        """Droids that wait, those with idle workers first. At the tail there may be thousands, and one event for the
+        first of them: the others are not looked at."""
+        for droid in chain(self.asking.values(), self.idle.values()):
+            if droid.busy < droid.workers:
+                yield droid
+        for droid in chain(self.asking.values(), self.idle.values()):
+            if droid.busy >= droid.workers:
+                yield droid
 
     def all_among(self, ranks: set[int]) -> bool:
         """Whether all that can work, or will, are among `ranks`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from eventrange.records import Code, Kind
 from eventrange.times import time_bin
 from stageout.site import NodeBreakerRules
 from yoda.dispatcher import DRAIN_SHARE, Dispatcher, Instruction, Note, Send, Settings, Write
-from yoda.droids import RECENT, spread
+from yoda.droids import RECENT, Droid, spread
 from yoda.ending import COMMIT_MOST, MARGIN_FLOOR
 from yoda.nodes import Nodes, off_now
 
@@ -726,3 +727,32 @@ def test_a_node_that_fails_every_trial_is_off_for_good_and_people_are_told() -> 
     assert [change.after for change in nodes.alerts] == ["exhausted"] and not nodes.allow(1e9, "n")[0]
     assert off_now(nodes.state, NodeBreakerRules(), 1e9) == ["n"]
     assert nodes.allow(0.0, "another") == (True, []) and "node:another" not in nodes.state["keys"]
+
+
+class CountedDroid(Droid):
+    """A Droid that counts how often anybody asks how busy any of them is."""
+
+    looks = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "busy":
+            CountedDroid.looks += 1
+        return super().__getattribute__(name)
+
+
+def test_one_event_for_many_idle_droids_is_no_look_at_all_of_them() -> None:
+    """At the tail every report may free an event or two; what that costs must not grow with those that wait."""
+    y = Yoda(2000)
+    for rank in range(1, 501):
+        y.hello(rank)
+        y.d.droids[rank].__class__ = CountedDroid
+    y.report(1, want=2000)
+    while y.d.ledger.pending:
+        y.report(1, want=2000)
+    for rank in range(2, 501):
+        y.report(rank, want=4)
+    CountedDroid.looks = 0
+    y.d._tail_at = math.inf  # not now
+    y.report(1, row(Kind.RETURNED, 5, 6))
+    assert y.d.ledger.pending.total == 0
+    assert CountedDroid.looks < 20
