@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -43,15 +42,15 @@ def spin(event, random):
 EVENT = 0.02  # CPU seconds, as in CODE
 
 
-def stagers(mark: str) -> float:
-    """CPU seconds so far of a run's stage-out processes."""
-    total = 0
+def processes(mark: str) -> dict[int, tuple[float, bool]]:
+    """CPU seconds so far of each process of a run, and whether it is a stage-out process."""
+    out = {}
     for pid in runs.marked(mark):
         with contextlib.suppress(OSError):
-            if b"stageout.stager" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
+            stager = b"stageout.stager" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            out[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), stager
+    return out
 
 
 def cpu(server: servers.Server) -> float:
@@ -61,12 +60,6 @@ def cpu(server: servers.Server) -> float:
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
         total += int(fields[11]) + int(fields[12])
     return total / os.sysconf("SC_CLK_TCK")
-
-
-def children() -> float:
-    """CPU seconds of all processes that were started here and have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def measure(kind: str, seconds: float, rounds: int) -> dict[str, object]:
@@ -93,16 +86,17 @@ def measure(kind: str, seconds: float, rounds: int) -> dict[str, object]:
         for turn in range(rounds):
             for who in ("with", "without") if turn % 2 else ("without", "with"):
                 place.site(segments={"max_bytes": "1MiB"}, stageout=storage if who == "with" else [])
-                before, task, mine = cpu(server), f"{who}{turn}", children()
-                run, last = place.start(task=task, workers=workers), 0.0
+                before, task = cpu(server), f"{who}{turn}"
+                run = place.start(task=task, workers=workers)
+                seen: dict[int, tuple[float, bool]] = {}
                 while run.process.poll() is None:
-                    last = max(last, stagers(run.mark))
+                    seen |= processes(run.mark)
                     time.sleep(0.25)
                 done = run.wait()
-                spent[who].append(children() - mine)
+                spent[who].append(sum(used for used, _ in seen.values()))
                 assert done.code == 0, done.text
                 if who == "with":
-                    stager.append(last)
+                    stager.append(sum(used for used, is_stager in seen.values() if is_stager))
                 used += cpu(server) - before
                 rows = [r for _, r in place.story(task)]
                 ends = [float((r["time"] + r["wall"])[r["kind"] == 2].max()) for r in rows if (r["kind"] == 2).any()]
