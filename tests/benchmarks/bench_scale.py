@@ -38,7 +38,7 @@ from eventrange.messages import Range, Report
 from eventrange.records import Kind
 from eventrange.times import time_bin
 from yoda.bench import Figure
-from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Settings, Write
+from yoda.dispatcher import RANGES_PER_SECOND, Dispatcher, Instruction, Note, Send, Settings, Write
 from yoda.master import TICK
 
 BUDGET = 50.0  #: per cent of a core
@@ -429,7 +429,8 @@ def measure(
     droids: int, workers: int, seconds: float, message: float, settled: bool = False, tail: float = math.inf
 ) -> dict[str, Any]:
     """One task, to its end or for `tail` seconds of its tail; `settled`: from the middle on, which is sooner done."""
-    waves = 1.3 if settled else 3.6
+    longer = max(1.0, droids * workers / RANGES_PER_SECOND / seconds)  # events of a range, with very many workers
+    waves = 1.3 * longer if settled else 3.6
     scale = Scale(droids, workers, seconds, int(droids * workers * waves), message, settled)
     begin = time.perf_counter()
     gc.collect()
