@@ -10,6 +10,7 @@ import pytest
 from yoda import bench
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", bench.names())
 def test_benchmark_runs(name: str) -> None:
     result, figures = bench.measure(name, quick=True)
