@@ -66,9 +66,11 @@ def _free(folder: str) -> None:
 
 
 def _mapped(pid: str) -> set[str]:
+    """Files of shared memory that a process has mapped. MPICH's UCX removes some of its own at once: they are no files."""
     try:
         with open(f"/proc/{pid}/maps") as file:
-            return {line[line.index(_SHARED) :].rstrip("\n") for line in file if _SHARED in line}
+            paths = {line[line.index(_SHARED) :].rstrip("\n") for line in file if _SHARED in line}
+            return {path for path in paths if not path.endswith(" (deleted)")}
     except OSError:
         return set()
 
