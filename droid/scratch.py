@@ -66,7 +66,7 @@ def _free(folder: str) -> None:
 
 
 def _mapped(pid: str) -> set[str]:
-    """Files of shared memory that a process has mapped. Some are removed as soon as all have them, as by MPICH's UCX."""
+    """Files of shared memory a process has mapped. Some are removed as soon as all have them, as by MPICH's UCX."""
     try:
         with open(f"/proc/{pid}/maps") as file:
             paths = {line[line.index(_SHARED) :].rstrip("\n") for line in file if _SHARED in line}
