@@ -123,6 +123,7 @@ def test_one_leaves_early(place_here: Place) -> None:
     assert twice(place) == 0
 
 
+@pytest.mark.slow
 def test_one_is_killed(place_here: Place) -> None:
     place = place_here
     reference = prepare(place, lease_timeout=60.0)  # on this machine a dead process is noticed without waiting for that

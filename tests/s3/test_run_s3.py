@@ -180,6 +180,7 @@ def test_a_server_that_is_killed_in_the_middle_and_restarted(place: runs.Place, 
         true_copies(place, bucket, server.url)
 
 
+@pytest.mark.slow
 def test_both_endpoints_down_and_staged_later(place: runs.Place, tmp_path: Path, reference: str) -> None:
     """Processing goes on and completes, status says who waits, a merge needs no storage; later all is staged."""
     with servers.running("rclone", tmp_path / "own") as server:

@@ -71,6 +71,7 @@ def test_doctor_finds_a_clock_that_is_wrong(slurm_netns: Cluster, tmp_path: Path
     assert code == "78:0" and "the clock of n2 is 40 s ahead of that of n1" in text, text
 
 
+@pytest.mark.slow
 def test_doctor_finds_a_task_that_other_nodes_do_not_see(slurm_netns: Cluster, tmp_path: Path) -> None:
     """Each node of the cluster has a /dev/shm of its own."""
     code, text = doctor(slurm_netns, tmp_path, "srun --mpi=pmi2 --ntasks={ranks}", task_at="/dev/shm/mine.task")

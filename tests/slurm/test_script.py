@@ -109,6 +109,7 @@ def test_cancelled_job_stays_cancelled(task: Task) -> None:
     task.story("rank 0 ends 75")
 
 
+@pytest.mark.slow
 def test_requeued_by_hand(task: Task) -> None:
     job = task.submit("", 300)
     task.story("rank 0 starts 0")
@@ -145,6 +146,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Task]]:
         yield tasks
 
 
+@pytest.mark.slow
 def test_time_limit_requeues(slow: dict[str, Task]) -> None:
     task = slow["limit"]
     task.story("rank 0 ends 75")

@@ -211,6 +211,7 @@ def seconds_lost(status: dict[str, Any]) -> float:
     return float(status["core_seconds"]["lost_in_flight"])
 
 
+@pytest.mark.slow
 def test_preempted_five_times_and_complete(under_way: dict[str, Future[None]]) -> None:
     """The same bytes, and only what was in flight done again."""
     finish(under_way, "preempted_five_times")
@@ -235,6 +236,7 @@ def test_one_of_two_allocations_is_killed(under_way: dict[str, Future[None]]) ->
     finish(under_way, "one_of_two_killed")
 
 
+@pytest.mark.slow
 def test_several_allocations_on_one_task(slurm: Cluster, tmp_path: Path, mpi_here: runs.Mpi, reference: str) -> None:
     """Two jobs of one node each share the work."""
     task = Task(slurm, tmp_path, mpi_here, pace=0.15, slurm={"nodes": 1})
