@@ -345,10 +345,17 @@ class Carrier:
                 pass
 
 
+_last_name = 0  #: milliseconds
+
+
 def command_name(what: str) -> str:
-    """A name for the journal of a command that is no allocation; it comes after all that exist now."""
-    now = time.time()
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f"{int(now * 1000) % 1000:03d}Z"
+    """A name for the journal of a command that is no allocation; it comes after all that exist now.
+
+    No name is given twice: two within one millisecond are a millisecond apart.
+    """
+    global _last_name
+    _last_name = now = max(time.time_ns() // 1_000_000, _last_name + 1)
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1000)) + f"{now % 1000:03d}Z"
     return f"{stamp}-{what}-{os.getpid()}"
 
 

@@ -12,6 +12,7 @@ from eventrange.taskdir import TaskDir
 from stageout import breakerfile
 from stageout.breaker import Breaker
 from stageout.catalogue import Catalogue, Known, SegmentId, key_of, prefix_of, read_catalogue, task_prefix
+from yoda.stageout import command_name
 from stageout.site import BreakerRules, StageoutRules
 from yoda.storage_view import explain_switched, render, render_switched, storage_view, switched_view
 
@@ -193,3 +194,8 @@ def test_status_shows_nodes_and_queues_that_are_off_and_all_changes() -> None:
 
 def test_no_storage_is_no_page() -> None:
     assert storage_view(catalogue(sealed())) is None and switched_view(catalogue(sealed())) is None
+
+
+def test_no_two_commands_journals_of_one_process_have_the_same_name() -> None:
+    names = [command_name("submit") for _ in range(300)]  # several within each millisecond
+    assert len(set(names)) == 300 and names == sorted(names)
