@@ -12,8 +12,8 @@ from eventrange.taskdir import TaskDir
 from stageout import breakerfile
 from stageout.breaker import Breaker
 from stageout.catalogue import Catalogue, Known, SegmentId, key_of, prefix_of, read_catalogue, task_prefix
-from yoda.stageout import command_name
 from stageout.site import BreakerRules, StageoutRules
+from yoda.stageout import command_name
 from yoda.storage_view import explain_switched, render, render_switched, storage_view, switched_view
 
 SUMS: dict[str, Any] = {"size": 10, "adler32": "0000000a", "sha256": "ab" * 32}
