@@ -64,6 +64,7 @@ class Crew:
         self._peers: dict[int, _Peer] = {}
         self._by_fd: dict[int, int] = {}
         self._ending = False
+        self._buffer = bytearray(RECEIVE)
         poll.register(control, select.POLLIN)
 
     # -- orders ------------------------------------------------------------------------------------------------------
@@ -113,9 +114,20 @@ class Crew:
         peer = self._peers.get(index)
         if peer is None or not peer.open:
             return
+        data = b"".join(parts)
+        try:
+            sent = peer.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        if sent < len(data):
+            self._send_slowly(peer, index, data[sent:])
+
+    def _send_slowly(self, peer: _Peer, index: int, data: bytes) -> None:
         peer.sock.settimeout(SEND_SECONDS)
         try:
-            peer.sock.sendall(b"".join(bytes(part) for part in parts))
+            peer.sock.sendall(data)
         except (BrokenPipeError, ConnectionResetError):
             pass
         except TimeoutError:
@@ -207,17 +219,17 @@ class Crew:
         peer = self._peers[index]
         while peer.open:
             try:
-                data = peer.sock.recv(RECEIVE)
+                size = peer.sock.recv_into(self._buffer)
             except BlockingIOError:
                 return
             except ConnectionResetError:
-                data = b""
-            if not data:
+                size = 0
+            if not size:
                 self._close(peer)
                 return
-            for kind, payload in peer.reader.feed(data):
+            for kind, payload in peer.reader.feed(memoryview(self._buffer)[:size]):
                 self.owner.worker_frame(index, kind, payload)
-            if len(data) < RECEIVE and not everything:
+            if size < RECEIVE and not everything:
                 return
 
     def _exited(self, message: dict[str, Any]) -> None:

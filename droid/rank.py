@@ -83,6 +83,9 @@ class DroidShell:
         self.poll = select.poll()
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.poll.register(self._wake, select.POLLIN)
+        self._bell = transport.bell.fileno() if transport.bell is not None else -1
+        if self._bell >= 0:
+            self.poll.register(self._bell, select.POLLIN)
         self.crew = Crew(control, slots, scratch, self, self.poll)
         self.store: Store | None = None  # made when Yoda has said which allocation this is
         self.welcome: messages.Welcome | None = None
@@ -118,9 +121,10 @@ class DroidShell:
             due = self.store.due(now, self.core.holding.busy > 0) if self.store else TICK
             moved = False
             for fd, _ in self.poll.poll(1000 * max(0.0, min(pause, tick_at - now, due))):
-                moved = True
                 if fd == self._wake:
                     os.read(self._wake, 4096)
+                elif fd == self._bell:
+                    self.transport.hush()
                 else:
                     self.crew.handle(fd)
             while self._signals:
@@ -134,8 +138,8 @@ class DroidShell:
                 self._tick(now)
             self._commit(now)
             self._report(now)
-            eager = self.transport.sending or self.core.waiting_for_yoda
-            pause = PROBE_FIRST if moved and eager else min(2 * pause, EAGER_LAST if eager else PROBE_LAST)
+            expecting = self.core.waiting_for_yoda
+            pause = self.transport.pause(moved and expecting, PROBE_FIRST, EAGER_LAST if expecting else PROBE_LAST)
         return self._end()
 
     def _ring(self) -> None:

@@ -1,12 +1,12 @@
 """Messages over MPI, for the two shells. Nothing here ever blocks.
 
-A blocking receive burns a core in every MPI, so both shells probe with back-off while they wait for other things. Sends
-are immediate and kept until MPI has taken them.
+A blocking receive burns a core in every MPI, so both shells probe with back-off while they wait for other things, and
+seldom where all they hear from are on their node and ring (bell.py). Sends are immediate and kept until MPI has taken
+them.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +14,11 @@ from contextlib import contextmanager
 from math import ceil
 from typing import Any
 
+from droid.bell import Bell, meet
+
 TAG = 1
+RUNG = 0.5  #: seconds between probes where whoever sends rings, in case one is not heard
+_LATE = 4  #: rings still to come for messages that are here, at most; more are lost
 KEPT = 256  #: sends kept at most before those that MPI has taken are looked for
 
 
@@ -33,30 +37,74 @@ class Transport:
         self._can_tell = True
         self.gone: set[int] = set()  #: ranks that MPI reports dead
         self._told: set[int] = set()  # those that `failed` has given
+        self.bell: Bell | None = None
+        self._rung = False  # whether `bell` is rung for every message to this rank, so that it need not probe
+        self._owed = 0  # rings for which no message was found yet; less than none: the message was first
+        self._pause = 0.0
+
+    def neighbours(self, seconds: float = 120.0) -> int:
+        """Meet the other ranks of this node; how many Droids there may use the same cores as this one, itself included.
+        Collective: every rank calls it right after MPI has started; ends this process if one does not within
+        `seconds`."""
+        with _limited(seconds):
+            self.bell = Bell()
+            sharing, self._rung = meet(self._mpi, self.comm, self.bell)
+        return sharing
 
     def send(self, rank: int, data: bytes) -> None:
         """Send `data`; a rank that is dead gets nothing and that is no error here: `failed` will tell."""
         if rank in self.gone:
             return
         try:
-            self._sending.append((rank, self.comm.Isend([data, self._mpi.BYTE], rank, TAG), data))
+            request = self.comm.Isend([data, self._mpi.BYTE], rank, TAG)
         except self._mpi.Exception:
             self._look()
+            return
+        if not self._tested(request):
+            self._sending.append((rank, request, data))
+        self._ring(rank)
         if len(self._sending) >= self._sweep_at:  # a shell that is never idle does not ask for `sending`
             self._sweep_at = KEPT + 2 * self._unfinished()
+
+    def _ring(self, rank: int) -> None:
+        if self.bell is not None:
+            self.bell.ring(rank)
 
     def receive(self) -> tuple[int, bytearray] | None:
         """The next message as (rank, data), or None if none is there."""
         try:
-            if not self.comm.Iprobe(self._mpi.ANY_SOURCE, TAG, self._status):
+            # Open MPI first looks at what it has and only then at what has arrived: the second look finds that.
+            if not self._probe() and not self._probe():
                 return None
             source = self._status.Get_source()
             data = bytearray(self._status.Get_count(self._mpi.BYTE))
             self.comm.Recv([data, self._mpi.BYTE], source, TAG)
+            self._owed -= 1
             return source, data
         except self._mpi.Exception:
             self._look()
             return None
+
+    def _probe(self) -> bool:
+        return bool(self.comm.Iprobe(self._mpi.ANY_SOURCE, TAG, self._status))
+
+    def hush(self) -> None:
+        """`bell` is readable: forget what rang."""
+        if self.bell is not None:
+            self._owed += self.bell.hush()
+
+    def pause(self, moved: bool, first: float, last: float) -> float:
+        """Seconds until the next `receive`, if nothing rings before: from `first`, when something has `moved`, doubling
+        to `last`; RUNG where rings can be relied on and none is without its message."""
+        if self.sending:
+            self._pause = first
+        elif not self._rung:
+            self._pause = first if moved else min(2 * self._pause, last)
+        elif self._owed > 0 and (again := first if moved or self._pause >= RUNG else 2 * self._pause) <= last:
+            self._pause = again
+        else:  # a ring too many is forgotten, as is one that got lost
+            self._owed, self._pause = max(min(self._owed, 0), -_LATE), RUNG
+        return self._pause
 
     @property
     def sending(self) -> bool:
@@ -65,9 +113,15 @@ class Transport:
 
     def _unfinished(self) -> int:
         """How many sends MPI has not taken; forgets the others."""
-        if self._sending:
-            self._sending = [(r, q, d) for r, q, d in self._sending if r not in self.gone and not self._tested(q)]
-        return len(self._sending)
+        kept = []
+        for rank, request, data in self._sending:
+            if rank not in self.gone:
+                if self._tested(request):
+                    self._ring(rank)
+                else:
+                    kept.append((rank, request, data))
+        self._sending = kept
+        return len(kept)
 
     def failed(self) -> set[int]:
         """Ranks that died since the last call, where the MPI can tell (ULFM); else nothing, ever."""
@@ -129,14 +183,3 @@ def _limited(seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.alarm(0)
-
-
-def sharing(mpi: Any, comm: Any, seconds: float = 120.0) -> int:
-    """How many Droids of this node may use the same cores as this one, itself included. Collective: every rank calls it
-    right after MPI has started; ends this process if one does not within `seconds`."""
-    mine = tuple(sorted(os.sched_getaffinity(0)))
-    with _limited(seconds):
-        node = comm.Split_type(mpi.COMM_TYPE_SHARED)
-        masks = node.allgather((comm.Get_rank(), mine))
-        node.Free()
-    return max(1, sum(1 for rank, mask in masks if rank > 0 and mask == mine))

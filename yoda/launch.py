@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from eventrange.errors import RUN_AGAIN, LauncherEnded
@@ -94,10 +96,8 @@ def _see_through(child: subprocess.Popen[bytes], exit_file: str, hurry: list[flo
     MPICH's passes SIGTERM on to the ranks and waits for them, which is another drain: in a hurry it is killed.
     """
     late = 0
-    while True:
-        try:
-            return child.wait(1.0)
-        except subprocess.TimeoutExpired:
+    with _ended(child) as ended:
+        while not ended(1.0):
             if hurry and time.monotonic() - hurry[0] > HURRY:
                 child.kill()
             late += os.path.exists(exit_file) and os.path.getsize(exit_file) > 0
@@ -105,6 +105,30 @@ def _see_through(child: subprocess.Popen[bytes], exit_file: str, hurry: list[flo
                 child.terminate()
             elif late == 2 * LATE:
                 child.kill()
+    return child.wait()
+
+
+@contextmanager
+def _ended(child: subprocess.Popen[bytes]) -> Iterator[Callable[[float], bool]]:
+    """Whether `child` ends within so many seconds, asleep: `child.wait` looks twenty times a second, on a core that
+    belongs to payloads."""
+    try:
+        fd = os.pidfd_open(child.pid)
+    except OSError:  # an old kernel, or no descriptor left
+
+        def polled(seconds: float) -> bool:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(seconds)
+            return child.returncode is not None
+
+        yield polled
+        return
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        yield lambda seconds: bool(poll.poll(1000 * seconds))
+    finally:
+        os.close(fd)
 
 
 def _end_with(parent: int) -> Callable[[], None]:

@@ -85,13 +85,18 @@ class MasterShell:
         signals.listen()
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
+        if self.transport.bell is not None:
+            poll.register(self.transport.bell, select.POLLIN)
         begun = time.monotonic()
         tick_at, pulse_at, pause, last, heard = begun, begun + PULSE, PROBE_FIRST, begun, begun
         while True:
             now = time.monotonic()
             timeout = min(pause, max(0.0, tick_at - now))
-            if poll.poll(timeout * 1000):
-                os.read(self._wake, 4096)
+            for fd, _ in poll.poll(timeout * 1000):
+                if fd == self._wake:
+                    os.read(self._wake, 4096)
+                else:
+                    self.transport.hush()
             now = time.monotonic()
             if now - last > self.info.gap:
                 for step in self.info.on_wake:
@@ -115,8 +120,7 @@ class MasterShell:
             last = now
             self._commit(now)
             heard = now if moved else heard
-            limit = PROBE_LAST if now - heard < QUIET else PROBE_QUIET
-            pause = PROBE_FIRST if moved or self.transport.sending else min(pause * 2, limit)
+            pause = self.transport.pause(moved, PROBE_FIRST, PROBE_LAST if now - heard < QUIET else PROBE_QUIET)
             if self._over(now):
                 break
         return self._end()

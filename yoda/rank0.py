@@ -88,7 +88,7 @@ def _yoda(
     prepared: Prepared, here: Presence, nodes: NodeFile, mpi: Any, environ: Mapping[str, str], begun: float
 ) -> tuple[int, MasterShell]:
     """Run the master to its end; returns (exit code, the master, which can end the other ranks)."""
-    from droid.transport import Transport, sharing
+    from droid.transport import Transport
     from eventrange.journal import JournalWriter
     from slurm.environment import DONE_FILE, EndTime
     from yoda.dispatcher import Dispatcher, Settings
@@ -107,7 +107,7 @@ def _yoda(
     log = taskdir.log(allocation.name, 0)
     say = sayer(log)
     transport = Transport(mpi, mpi.COMM_WORLD)
-    sharing(mpi, mpi.COMM_WORLD)  # the Droids want to know; it takes all ranks
+    transport.neighbours()
     named = axis.ranges
     parts = divide(axis.cuts, axis.total, job.ranges.events or 0, whole=named is not None)
     leases = Leases(allocation.name, parts, site.lease_timeout)

@@ -100,12 +100,12 @@ def _droid_with_mpi(
     from droid.rank import HEARTBEAT, DroidShell, Options
     from droid.scratch import note_shared
     from droid.store import Choices
-    from droid.transport import Transport, sharing
+    from droid.transport import Transport
 
     job, site = setting.job, setting.site
     comm = MPI.COMM_WORLD
     transport = Transport(MPI, comm)
-    shared = sharing(MPI, comm)
+    shared = transport.neighbours()
     note_shared(scratch)
     workers = setting.request.workers or site.workers or max(1, len(slots.table) // shared)
     options = Options(

@@ -16,7 +16,7 @@ from eventrange.taskdir import TaskDir
 class Lines:
     """A transport that keeps what is sent."""
 
-    rank, size, sending = 1, 2, False
+    rank, size, sending, bell = 1, 2, False, None
 
     def __init__(self) -> None:
         self.sent: list[messages.AnyMessage] = []

@@ -1,0 +1,113 @@
+"""When a rank looks for messages: at once after a ring without one, seldom where all who send ring, with back-off else."""
+
+from __future__ import annotations
+
+import select
+from types import SimpleNamespace
+from typing import Any
+
+from droid.bell import Bell
+from droid.transport import RUNG, Transport
+
+FIRST, LAST = 0.001, 0.02
+
+
+class Comm:
+    """Messages arrive when the test says so, and are seen at the second look, as with Open MPI."""
+
+    def __init__(self) -> None:
+        self.arrived, self.seen = 0, False
+
+    def Get_rank(self) -> int:
+        return 0
+
+    def Get_size(self) -> int:
+        return 2
+
+    def Set_errhandler(self, handler: Any) -> None: ...
+
+    def Iprobe(self, source: int, tag: int, status: Any) -> bool:
+        found = self.seen
+        self.seen = self.arrived > 0
+        return found
+
+    def Recv(self, what: Any, source: int, tag: int) -> None:
+        self.arrived -= 1
+        self.seen = False
+
+    def Isend(self, what: Any, rank: int, tag: int) -> Any:
+        return SimpleNamespace(Test=lambda: True)
+
+
+def transport(rung: bool) -> tuple[Transport, Comm, Bell]:
+    status = SimpleNamespace(Get_source=lambda: 1, Get_count=lambda kind: 0)
+    mpi = SimpleNamespace(ERRORS_RETURN=0, Status=lambda: status, BYTE=0, ANY_SOURCE=-1, Exception=RuntimeError)
+    comm = Comm()
+    made = Transport(mpi, comm)
+    made.bell, made._rung = Bell(), rung
+    other = Bell()
+    other.know({0: made.bell.address})
+    return made, comm, other
+
+
+def test_a_ring_wakes_and_is_forgotten() -> None:
+    ours, _, theirs = transport(rung=True)
+    assert ours.bell is not None
+    poll = select.poll()
+    poll.register(ours.bell, select.POLLIN)
+    assert not poll.poll(0)
+    theirs.ring(0)
+    assert poll.poll(5000)
+    ours.hush()
+    assert not poll.poll(0)
+
+
+def test_what_arrived_is_found_at_the_first_receive() -> None:
+    ours, comm, _ = transport(rung=True)
+    comm.arrived = 1
+    assert ours.receive() is not None
+    assert ours.receive() is None
+
+
+def test_who_is_rung_for_sleeps_and_looks_again_only_if_a_message_is_owed() -> None:
+    ours, comm, theirs = transport(rung=True)
+    assert ours.pause(False, FIRST, LAST) == RUNG
+    theirs.ring(0)
+    comm.arrived = 1
+    ours.hush()
+    assert ours.receive() is not None
+    assert ours.pause(True, FIRST, LAST) == RUNG
+    theirs.ring(0)  # the message is still on its way
+    ours.hush()
+    assert ours.receive() is None
+    pauses = [ours.pause(False, FIRST, LAST) for _ in range(6)]
+    assert pauses == [FIRST, 2 * FIRST, 4 * FIRST, 8 * FIRST, 16 * FIRST, RUNG]  # then it is forgotten
+
+
+def test_a_message_that_came_before_its_ring_leaves_nothing_owed() -> None:
+    ours, comm, theirs = transport(rung=True)
+    comm.arrived = 1
+    assert ours.receive() is not None
+    assert ours.pause(True, FIRST, LAST) == RUNG
+    theirs.ring(0)
+    ours.hush()
+    assert ours.receive() is None
+    assert ours.pause(False, FIRST, LAST) == RUNG
+
+
+def test_who_is_not_rung_for_probes_with_back_off() -> None:
+    ours, _, _ = transport(rung=False)
+    assert [ours.pause(True, FIRST, LAST), *(ours.pause(False, FIRST, LAST) for _ in range(6))] == [
+        *(FIRST, 2 * FIRST, 4 * FIRST, 8 * FIRST, 16 * FIRST, LAST, LAST)
+    ]
+
+
+def test_sending_rings_those_that_hear_and_nobody_else() -> None:
+    ours, _, theirs = transport(rung=True)
+    assert ours.bell is not None
+    ours.bell.know({1: theirs.address})
+    ours.send(1, b"x")
+    ours.send(2, b"x")
+    assert theirs.hush() == 1
+    theirs.close()
+    ours.send(1, b"x")  # who is gone is no error
