@@ -10,6 +10,9 @@ import os
 
 import pytest
 
+# Started processes find compiled modules, as those of an installation do; else each compiles all of them anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that are marked slow")

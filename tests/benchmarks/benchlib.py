@@ -8,6 +8,7 @@ as ours to use.
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ import yaml
 from numpy.typing import NDArray
 
 import eventrange.entry
+from eventrange.entry import PACKAGES
 from eventrange.history import Story
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
@@ -50,6 +52,10 @@ __all__ = [
 ]
 
 HERE = Path(__file__).resolve().parent
+# Processes find compiled modules, as those of an installation do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+for _name in PACKAGES:
+    compileall.compile_dir(HERE.parent.parent / _name, quiet=2)
 ENTRY = os.path.abspath(eventrange.entry.__file__)
 CORES = len(os.sched_getaffinity(0))
 _TICKS = os.sysconf("SC_CLK_TCK")
