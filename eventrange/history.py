@@ -84,6 +84,8 @@ class Progress:
     schema: str = ""  #: the first one any journal has
     journals: dict[str, JournalState] = field(default_factory=dict)  #: by allocation, in journal order
     ended: dict[str, str] = field(default_factory=dict)  #: reason of the `end` note of each allocation that has one
+    #: first and last unix time of each allocation; only yoda/follower.py finds out
+    lives: dict[str, tuple[float, float]] = field(default_factory=dict)
     records: int = 0
 
     @property

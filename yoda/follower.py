@@ -23,22 +23,32 @@ class Follower:
         self._fold = Fold()
         self._schemas: dict[str, str] = {}
         self._ended: dict[str, str] = {}
+        self._lives: dict[str, tuple[float, float]] = {}
 
     def read(self, over: Callable[[str], bool], names: Collection[str] = ()) -> Known:
         """Take in what is new; of allocations that are `over` to the very end. `names` have journals, listed or not."""
         for name, entry in self._story.follow(over, names):
             if not isinstance(entry, dict):
+                self._alive(name, float(entry["time"].max(initial=0.0)))
                 if name > self.name:
                     # A later journal voids what comes before it, so also what we would do now: the next one does it.
                     entry = entry[entry["kind"] != Kind.PENDING]
                 self._fold.add(entry, name)
                 continue
             self._fold.note(entry, name)
+            if entry.get("note") == "journal" and "mpi" in entry:  # of an allocation, not of a command
+                self._lives[name] = entry["created"], entry["created"]
+            self._alive(name, entry.get("time", 0.0))
             if entry.get("note") == "schema":
                 self._schemas.setdefault(name, str(entry.get("schema") or ""))
             elif entry.get("note") == "end":
                 self._ended[name] = str(entry.get("reason", ""))
         return self.known()
+
+    def _alive(self, name: str, time: float) -> None:
+        if name in self._lives:
+            first, last = self._lives[name]
+            self._lives[name] = first, max(last, time)
 
     def known(self) -> Known:
         done, quarantined, attempts = self._fold.result()
@@ -53,7 +63,7 @@ class Follower:
         journals = dict(self._story.journals)
         count = sum(state.records for state in journals.values())
         schema = self._schemas.get(min(self._schemas, default=""), "")
-        return Progress(done, quarantined, attempts, schema, journals, dict(self._ended), count)
+        return Progress(done, quarantined, attempts, schema, journals, dict(self._ended), dict(self._lives), count)
 
     def retry(self, events: IntervalSet) -> None:
         """These quarantined events are taken up again; our own journal is about to say so."""

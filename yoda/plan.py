@@ -11,6 +11,7 @@ from eventrange.axis import Axis
 from eventrange.history import read_progress
 from yoda.placing import launcher
 from yoda.prepared import ledger_of
+from yoda.rangelength import LONGEST, SHORTEST
 from yoda.setting import Setting
 from yoda.task import read_task
 
@@ -78,7 +79,8 @@ def render(found: dict[str, Any]) -> str:
     elif found["ranges"] is not None:
         lines.append(f"ranges     {found['ranges']} of {found['events_per_range']} events")
     else:
-        lines.append(f"ranges     about {found['range_seconds']:g} s of work each, sized while running")
+        about = f"about {found['range_seconds']:g}" if found["range_seconds"] else f"{SHORTEST:g} to {LONGEST:g}"
+        lines.append(f"ranges     {about} s of work each, sized while running")
     left = events["total"] - events["done"] - events["quarantined"]
     lines.append(f"to do      {left} events; {events['done']} are done, {events['quarantined']} quarantined")
     lines.append(f"with       {found['droids']} Droid{'s' * (found['droids'] != 1)}, {found['workers']} workers in all")

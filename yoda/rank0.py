@@ -99,6 +99,7 @@ def _yoda(
     from yoda.metrics import Metrics
     from yoda.orphan import DEAD, GONE, PARENT, orphaned
     from yoda.progress import SHOWN
+    from yoda.rangelength import range_seconds
     from yoda.tally import Tally
 
     allocation = here.allocation
@@ -123,7 +124,7 @@ def _yoda(
     settings = Settings(
         size=job.ranges.events or 0 if named is None else -(-axis.total // named.count),
         whole=named is not None,
-        range_seconds=job.ranges.seconds,
+        range_seconds=job.ranges.seconds or range_seconds(known.lives, known.ended, leases.living()),
         max_attempts=job.ranges.max_attempts,
         grace=site.grace,
         margin=site.margin,

@@ -63,7 +63,7 @@ class Ranges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     file: Annotated[str | None, Meta(examples=["ranges.json"])] = None  # ranges that someone else named; None: our own
     numbering: Annotated[Literal["file", "inputs"], Meta(examples=["inputs"])] = "file"  # what its numbers count
     events: Annotated[_Count | None, Meta(examples=["auto", 100], extra=_AUTO)] = None  # fixed size of a range
-    seconds: Annotated[_Span, Meta(examples=[0.25])] = 0.25  # work aimed at per range where events is auto
+    seconds: Annotated[_Span | None, Meta(examples=["auto", 0.25], extra=_AUTO)] = None  # work aimed at per range
     max_attempts: Annotated[_Count, Meta(examples=[3])] = 3  # of one event, before it is quarantined
     timeout: Annotated[_Span | None, Meta(examples=["auto", "10min"], extra=_AUTO)] = None  # of one event
 

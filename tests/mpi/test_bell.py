@@ -1,4 +1,4 @@
-"""Ranks of one node wake each other under either MPI: nobody has to probe, and a message is there when it was rung for."""
+"""Ranks of one node wake each other under either MPI: nobody has to probe, and what was rung for is there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a rank looks for messages: at once after a ring without one, seldom where all who send ring, with back-off else."""
+"""When a rank looks for messages: at once after a ring, seldom where all who send ring, with back-off elsewhere."""
 
 from __future__ import annotations
 

@@ -1,0 +1,66 @@
+"""How long ranges are after which past."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from eventrange import records
+from eventrange.journal import JournalWriter
+from eventrange.records import Kind
+from eventrange.taskdir import TaskDir
+from yoda.follower import Follower
+from yoda.rangelength import LONGEST, RANGE_COST, SHORTEST, range_seconds
+
+
+def lives(*seconds: float) -> dict[str, tuple[float, float]]:
+    return {str(number): (1e9 * number, 1e9 * number + life) for number, life in enumerate(seconds)}
+
+
+def test_a_task_that_was_never_killed_gets_long_ranges() -> None:
+    assert range_seconds({}, (), ()) == LONGEST
+    assert range_seconds(lives(5.0, 5.0), {"0": "drained", "1": "drained"}, ()) == LONGEST
+    assert range_seconds(lives(5.0, 5.0), {"0": "drained"}, {"1"}) == LONGEST
+
+
+def test_kills_make_them_shorter() -> None:
+    assert range_seconds(lives(5.0, 5.0, 5.0), (), ()) == pytest.approx(math.sqrt(2 * RANGE_COST * 5.0))
+    assert range_seconds(lives(3600.0), (), ()) == LONGEST
+    assert range_seconds(lives(0.01, 0.01), (), ()) == SHORTEST
+
+
+def test_time_lived_in_peace_counts() -> None:
+    often = range_seconds(lives(5.0, 5.0), (), ())
+    assert range_seconds(lives(5.0, 5.0, 8.0), {"2"}, ()) == pytest.approx(often * math.sqrt(1.8))
+
+
+def test_nothing_shorter_or_longer_costs_less() -> None:
+    """Per second: a range's cost over its length, and half a range over the time between kills."""
+    between = 12.0
+    best = range_seconds(lives(between, between), (), ())
+
+    def waste(length: float) -> float:
+        return RANGE_COST / length + length / 2 / between
+
+    assert all(waste(best) <= waste(factor * best) for factor in (0.5, 0.8, 0.95, 1.05, 1.3, 2.0))
+
+
+def test_lives_are_those_of_allocations_until_their_last_word(tmp_path: Path) -> None:
+    taskdir = TaskDir(str(tmp_path))
+    (tmp_path / "journal").mkdir()
+    for name, begin, more in (("a", 100.0, {"mpi": "x"}), ("b", 200.0, {"mpi": "x"}), ("c-stageout-1", 300.0, {})):
+        writer = JournalWriter(taskdir.journal(name), "f", name, created=begin, **more)
+        writer.note("joined", time=begin + 1)
+        if name == "a":
+            writer.append(records.new(3, kind=Kind.DONE, start=[0, 1, 2], stop=[1, 2, 3], time=[103.0, 104.5, 102.0]))
+        else:
+            writer.note("end", time=begin + 9, reason="drained")
+        writer.flush()
+        writer.file.close()
+    follower = Follower(taskdir, "f", "d")
+    follower.read(lambda name: True)
+    known = follower.progress()
+    assert known.lives == {"a": (100.0, 104.5), "b": (200.0, 209.0)}
+    assert range_seconds(known.lives, known.ended, ()) == pytest.approx(math.sqrt(2 * RANGE_COST * 13.5))
