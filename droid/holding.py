@@ -130,23 +130,24 @@ class Holding:
             return []
         out: list[Assign] = []
         spe = self.pace.seconds_per_event
-        order = sorted(
-            (i for i, w in enumerate(self.workers) if w.state == "ready" and not w.killed and not w.cut),
-            key=lambda i: self.workers[i].events,
-        )
-        for index in order:
+        idle = any(w.idle for w in self.workers)
+        hungry = [i for i, w in enumerate(self.workers) if self._hungry(w, spe, idle)]
+        hungry.sort(key=lambda i: self.workers[i].events)
+        for number, index in enumerate(hungry):
             w = self.workers[index]
             if not self.backlog:
                 break
-            if w.given and (not spe or w.events * spe >= AHEAD_SECONDS):
-                continue
-            if w.given and self.remaining == 0 and any(o.idle for o in self.workers):
-                continue
-            ranges = self._take(spe)
+            ranges = self._take(spe, len(hungry) - number)
             w.given.extend(ranges)
             w.events += sum(stop - start for start, stop, _ in ranges)
             out.append(Assign(index, ranges))
         return out
+
+    def _hungry(self, w: Worker, spe: float, idle: bool) -> bool:
+        """Whether `w` takes more. At the tail only who has nothing does, while there is any such."""
+        if w.state != "ready" or w.killed or w.cut:
+            return False
+        return not w.given or (w.events * spe < AHEAD_SECONDS if spe and not (idle and self.remaining == 0) else False)
 
     def balance(self, slots: NDArray[Any]) -> list[Cut]:
         """At the tail: take the rest of the longest range from its worker for those that have nothing."""
@@ -173,9 +174,10 @@ class Holding:
         self.workers[best].cut = "local" if local else "yoda"
         return [Cut(best)]
 
-    def _take(self, spe: float) -> list[Range]:
-        """The next ranges off the backlog for one worker: one, or as many tiny ones as make a message worth while."""
-        count = self.size or self.pace.range_events(self.range_seconds)
+    def _take(self, spe: float, takers: int) -> list[Range]:
+        """The next ranges off the backlog for the first of so many workers that take some now: one, or as many tiny
+        ones as make a message worth while."""
+        count = self.size or min(self.pace.range_events(self.range_seconds), -(-self.waiting // takers))
         budget = AHEAD_SECONDS / spe if spe else 0.0
         if self.remaining == 0 or len(self.backlog) < 2 * len(self.workers):
             share = self.waiting / (2 * len(self.workers))
@@ -185,8 +187,13 @@ class Holding:
         ranges: list[Range] = []
         while self.backlog and len(ranges) < BATCH_RANGES:
             start, stop, attempt = self.backlog[0]
-            cut = start + count if self.cuts is None else self.cuts[bisect_right(self.cuts, start)]
-            cut = min(stop, cut)
+            if self.cuts is not None:
+                cut = min(stop, self.cuts[bisect_right(self.cuts, start)])
+            elif self.size or self.remaining == 0:
+                cut = min(stop, start + count)
+            else:  # equal pieces, at most half as long again: a crumb at the end would cost as much as a whole range
+                pieces = max(1, (stop - start + count // 2) // count)
+                cut = start - (start - stop) // pieces
             if cut == stop:
                 self.backlog.popleft()
             else:

@@ -67,13 +67,16 @@ class Pace:
     def marks(self, ready: int, range_seconds: float, size: int) -> tuple[int, int]:
         """(low, high) events of backlog for `ready` workers: ask when below low, for enough to reach high.
 
-        There must be work for a round trip (several, to be safe) beyond what the workers hold, and a range for each.
+        There must be work for a round trip (several, to be safe) beyond what the workers hold, so that who comes next
+        gets a whole range, and a range for each.
         """
         spe = self.seconds_per_event
         if not spe:
             return ready * max(1, size), 2 * ready * max(1, size)
         low = math.ceil(ready * max(4 * self.round_trip, AHEAD_SECONDS) / spe)
-        high = low + max(1, math.ceil(ready * min(range_seconds, RANGE_SECONDS_AHEAD) / spe))
+        ahead = min(range_seconds, RANGE_SECONDS_AHEAD) / spe
+        low = max(low, math.ceil(ahead))
+        high = low + max(1, math.ceil(ready * ahead))
         grown = max(2 * ready, int(4 * self._events))  # what has been measured earns the right to ask for more
         low, high = min(low, MOST, grown), min(high, 2 * MOST, grown)
         if size:

@@ -6,6 +6,7 @@ sleep on, so it is probed whenever the loop wakes and with back-off otherwise.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -114,13 +115,13 @@ class DroidShell:
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signals.listen()
         self._hello()
-        pause = PROBE_FIRST
+        pause, held = PROBE_FIRST, math.inf
         tick_at = time.monotonic()
         while not self.stopping:
             now = time.monotonic()
             due = self.store.due(now, self.core.holding.busy > 0) if self.store else TICK
             moved = False
-            for fd, _ in self.poll.poll(1000 * max(0.0, min(pause, tick_at - now, due))):
+            for fd, _ in self.poll.poll(1000 * max(0.0, min(pause, tick_at - now, due, held))):
                 if fd == self._wake:
                     os.read(self._wake, 4096)
                 elif fd == self._bell:
@@ -137,7 +138,7 @@ class DroidShell:
                 tick_at = now + TICK
                 self._tick(now)
             self._commit(now)
-            self._report(now)
+            held = REPORT_GAP if self._report(now) else math.inf
             expecting = self.core.waiting_for_yoda
             pause = self.transport.pause(moved and expecting, PROBE_FIRST, EAGER_LAST if expecting else PROBE_LAST)
         return self._end()
@@ -232,18 +233,19 @@ class DroidShell:
         elif isinstance(message, messages.Stop):
             self.stopping, self.together = True, message.together
 
-    def _report(self, now: float) -> None:
-        """Tell Yoda what is durable and what is wanted: rate-limited, and at the latest every HEARTBEAT."""
+    def _report(self, now: float) -> bool:
+        """Tell Yoda what is durable and what is wanted: rate-limited, and at the latest every HEARTBEAT. Whether it is
+        too early to."""
         if self._said_bye or self.welcome is None or self.store is None:
-            return
+            return False
         if self.sick is not None:
             self._send_report(now, 0)
             self._send(messages.Sick(*self.sick))
             self._said_bye = True
-            return
+            return False
         since = now - self._reported
         if since < REPORT_GAP:
-            return
+            return True
         want = self.core.want(now)
         tail = self.core.holding.busy and not self.core.holding.remaining  # who is idle then has nothing to tell
         quiet = self._tail_heartbeat if tail else self.options.heartbeat
@@ -255,11 +257,12 @@ class DroidShell:
             if self.uploads is not None:
                 self.uploads.finish(max(0.0, self._upload_until - now))
                 if not self.uploads.over:
-                    return
+                    return False
             self.notes += self.spent.note(self.transport.rank, now, last=True)
             self._send_report(now, 0)
             self._send(messages.Bye("drained"))
             self._said_bye = True
+        return False
 
     def _send_report(self, now: float, want: int) -> None:
         rows = np.concatenate(self.out) if self.out else records.new(0)

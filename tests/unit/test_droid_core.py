@@ -128,8 +128,8 @@ def test_an_empty_grant_is_an_answer_and_yoda_will_write_again() -> None:
 def test_the_low_water_mark_follows_the_round_trip_and_the_time_per_event() -> None:
     d = Droid(4)
     d.measured(0.01)
-    low, high = d.core.pace.marks(4, 1.0, 0)
-    assert low == 40 and high == 440  # 0.1 s ahead, and a second for each
+    assert d.core.pace.marks(4, 0.05, 0) == (40, 60)  # 0.1 s ahead, and 0.05 s for each
+    assert d.core.pace.marks(4, 1.0, 0) == (100, 500)  # who comes next finds a range of a second
     for _ in range(60):
         d.core.pace.answered(1.0)
     assert d.core.pace.marks(4, 1.0, 0)[0] == pytest.approx(1600, rel=0.01)
@@ -160,6 +160,21 @@ def test_ranges_grow_with_what_was_measured_not_faster() -> None:
     d = Droid(1)
     d.measured(0.01)
     assert ranges(d.granted((0, 10_000), seconds=2.0))[0] == (0, 200)
+
+
+def test_ranges_leave_no_crumbs() -> None:
+    """What is left over by whole ranges is shared out among them: a crumb would cost as much as a range."""
+    for events, first in ((90, 90), (110, 110), (149, 149), (150, 75), (210, 105), (1010, 101)):
+        d = Droid(1)
+        d.measured(0.01)
+        assert ranges(d.granted((0, events), seconds=1.0))[0] == (0, first)
+
+
+def test_idle_workers_share_what_there_is() -> None:
+    """The first grants are small, and ranges already may be long: one must not take all while others wait."""
+    d = Droid(2)
+    d.measured(0.01)
+    assert ranges(d.granted((0, 23), seconds=1.0)) == [(0, 12), (12, 23)]
 
 
 def test_tiny_ranges_travel_together_long_ones_alone() -> None:
