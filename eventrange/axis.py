@@ -15,7 +15,6 @@ Memory grows with the number of files, never with the number of events or of nam
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from bisect import bisect_right
@@ -253,6 +252,8 @@ class Axis:
         return same[0] if len(same) == 1 else None
 
     def _hint(self, label: str) -> str:
+        import difflib
+
         near = difflib.get_close_matches(label, self._by_name, n=1)
         return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import math
 import re
-from fractions import Fraction
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
+
+if TYPE_CHECKING:
+    from fractions import Fraction  # every rank imports this module, and few read a fraction
 
 Duration = Annotated[float, Meta(extra={"quantity": "duration"}, examples=["30min"])]
 Size = Annotated[int, Meta(extra={"quantity": "size"}, examples=["1GiB"])]
 
-_UNITS = {
-    **dict.fromkeys(("d", "day", "days"), Fraction(86400)),
-    **dict.fromkeys(("h", "hour", "hours"), Fraction(3600)),
-    **dict.fromkeys(("min", "m", "minute", "minutes"), Fraction(60)),
-    **dict.fromkeys(("s", "sec", "second", "seconds"), Fraction(1)),
-    "ms": Fraction(1, 1000),
+_UNITS = {  # milliseconds
+    **dict.fromkeys(("d", "day", "days"), 86_400_000),
+    **dict.fromkeys(("h", "hour", "hours"), 3_600_000),
+    **dict.fromkeys(("min", "m", "minute", "minutes"), 60_000),
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 1000),
+    "ms": 1,
 }
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?"
 _PART = re.compile(rf"\s*({_NUMBER})\s*([A-Za-z]*)")
@@ -64,7 +66,7 @@ def _seconds(text: str) -> float:
             f"{text!r} is hours and minutes to some, minutes and seconds to others; "
             f"write {first}h{second}min or {first}min{second}s"
         )
-    total, end, parts = Fraction(0), 0, 0
+    total, end, parts = _fraction("0"), 0, 0
     while end < len(text):
         part = _PART.match(text, end)
         if part is None:
@@ -74,12 +76,12 @@ def _seconds(text: str) -> float:
             raise ValueError(
                 f"unknown unit {part[2]!r}; the units are d, h, min, s, ms" if unit else "a unit is missing"
             )
-        total += _fraction(part[1]) * _UNITS.get(unit, 1)
+        total += _fraction(part[1]) * _UNITS.get(unit, 1000)
         end, parts = part.end(), parts + 1
     if not parts:
         raise ValueError("not a duration")
     try:
-        return float(total)
+        return float(total / 1000)
     except OverflowError:
         raise ValueError("the duration is too long") from None
 
@@ -141,6 +143,8 @@ def span(seconds: float) -> str:
 
 
 def _fraction(text: str) -> Fraction:
+    from fractions import Fraction
+
     _, _, exponent = text.lower().partition("e")
     if exponent and abs(int(exponent)) > 400:  # Fraction would build a number of that many digits
         raise ValueError("the number is out of range")

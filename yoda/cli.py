@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from eventrange.errors import BAD_DATA, OK, YodaError
 from eventrange.taskdir import TaskDir
@@ -17,11 +17,13 @@ from yoda.ranges_commands import add_ranges
 from yoda.storage_commands import add_stageout, add_wait, site_of
 
 WATCH_SECONDS = 2.0
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0, 65, 73, 75, 78, or 1 for a bug, with its traceback)."""
-    args = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    args = parser(next(iter(words), None)).parse_args(words)
     try:
         code: int = args.command(args)
         return code
@@ -33,110 +35,156 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
 
 
-def parser() -> argparse.ArgumentParser:
-    """All commands and their arguments."""
+def parser(only: str | None = None) -> argparse.ArgumentParser:
+    """All commands and their arguments; or of `only` one, if there is such: every rank pays for what is made here."""
     top = argparse.ArgumentParser(
         prog="yoda", description="Fine-grained event processing on allocations that can vanish."
     )
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
-    run = commands.add_parser("run", help="work on a task; run it again to resume")
-    _job(run)
-    run.add_argument("--droids", type=int, help="Droids to start on this machine (without mpirun or srun); default 1")
-    run.add_argument("--workers", type=int, help="workers per Droid; default one per core")
-    run.add_argument("--time", type=_duration, help="how long this allocation lasts, such as 55min")
-    run.add_argument("--retry-quarantined", action="store_true", help="take up events that were given up before")
-    run.add_argument("--no-images", action="store_true", help=argparse.SUPPRESS)
-    run.set_defaults(command=_run)
-
-    status = commands.add_parser("status", help="how far a task is, and where its core-seconds went")
-    status.add_argument("task")
-    status.add_argument("--json", action="store_true")
-    status.add_argument("--watch", action="store_true", help="show it every two seconds until the task is complete")
-    status.add_argument("--cores", action="store_true", help="core time by allocation and by node")
-    status.set_defaults(command=_status)
-
-    explain = commands.add_parser("explain", help="the story of a range or an event; of a task: why, and what next")
-    explain.add_argument("task")
-    explain.add_argument("range", nargs="?", help="FILE:first-last, FILE:n, first-last (1-based), or '#position'")
-    explain.add_argument("--json", action="store_true")
-    explain.set_defaults(command=_explain)
-
-    report = commands.add_parser("report", help="one HTML page: where every core-second went")
-    report.add_argument("task")
-    report.add_argument("-o", "--output", metavar="FILE", help="default TASK/report.html")
-    report.add_argument("--images", metavar="DIR", help="also write its pictures, for talks and papers")
-    report.set_defaults(command=_report)
-
-    journal = commands.add_parser("journal", help="every record of a task's journals")
-    journal.add_argument("task")
-    journal.add_argument("--json", action="store_true", help="one JSON object per line")
-    journal.add_argument("--csv", action="store_true")
-    journal.set_defaults(command=_journal)
-
-    add_ranges(commands)
-
-    merge = commands.add_parser("merge", help="make the final files")
-    merge.add_argument("task")
-    merge.add_argument("-o", "--output", metavar="FILE", help="default TASK/merged/NAME.h5; a folder there is will do")
-    merge.add_argument("--partial", action="store_true", help="merge what there is")
-    merge.add_argument("--site", help="the site file with the storage endpoints; default: those of the last run")
-    merge.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the site")
-    add_wait(merge)
-    merge.set_defaults(command=_merge)
-
-    add_stageout(commands)
-
-    plan = commands.add_parser("plan", help="what a run would do, without doing it")
-    _job(plan)
-    plan.add_argument("--droids", type=int)
-    plan.add_argument("--workers", type=int)
-    plan.add_argument("--json", action="store_true")
-    plan.set_defaults(command=_plan)
-
-    rehearse = commands.add_parser("rehearse", help="run, preempt, resume on this machine, and say what it cost")
-    _job(rehearse)
-    rehearse.add_argument("--preempt-after", type=_duration, required=True, metavar="TIME", help="such as 20s")
-    rehearse.add_argument("--grace", type=_duration, default=0.0, metavar="TIME", help="warning to kill; default 0")
-    rehearse.add_argument("--times", type=int, help="preempt so often, then let it finish; default always")
-    rehearse.add_argument("--droids", type=int)
-    rehearse.add_argument("--workers", type=int)
-    rehearse.add_argument("--json", action="store_true")
-    rehearse.set_defaults(command=_rehearse)
-
-    verify = commands.add_parser("verify", help="check that everything the journals promise is there")
-    verify.add_argument("task")
-    verify.add_argument("--recompute", type=int, metavar="N", help="also process N events again and compare")
-    verify.add_argument("--json", action="store_true")
-    verify.set_defaults(command=_verify)
-
-    submit = commands.add_parser("submit", help="have Slurm run a task; the task is checked here and now")
-    _job(submit)
-    submit.add_argument("--workers", type=int, help="workers per Droid; default one per core")
-    submit.add_argument("--allocations", type=_at_least_one, default=1, metavar="N", help="submit N jobs on one task")
-    submit.add_argument("--fit", action="store_true", help="ask for nodes and time that fit into what is idle now")
-    submit.add_argument("--dry-run", action="store_true", help="show script, cost and forecast; submit nothing")
-    submit.add_argument("--force", action="store_true", help="submit though allocations of this queue do nothing")
-    submit.set_defaults(command=_submit)
-
-    doctor = commands.add_parser("doctor", help="what is wrong with this place, before it costs an allocation")
-    doctor.add_argument("--site", help="the site file")
-    doctor.add_argument("--task", help="the task directory, or where one will be; default here")
-    doctor.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the site")
-    doctor.add_argument("--json", action="store_true")
-    doctor.set_defaults(command=_doctor)
-
-    config = commands.add_parser("config", help="every key, its value and where it came from")
-    _job(config, task=False)
-    config.add_argument("--json", action="store_true")
-    config.set_defaults(command=_config)
-    bench = commands.add_parser("bench", help="measure this machine beside other runners, against the budgets")
-    bench.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; default all")
-    bench.add_argument("--json", action="store_true")
-    bench.add_argument("--quick", action="store_true", help="a few seconds each: whether they run, not how fast")
-    bench.add_argument("--peers", metavar="PYTHON", help="Python that has Dask, Ray, Parsl and HyperQueue")
-    bench.set_defaults(command=_bench)
+    for add in dict.fromkeys([_COMMANDS[only]] if only in _COMMANDS else _COMMANDS.values()):
+        add(commands)
     return top
+
+
+def _add_run(commands: _Commands) -> None:
+    one = commands.add_parser("run", help="work on a task; run it again to resume")
+    _job(one)
+    one.add_argument("--droids", type=int, help="Droids to start on this machine (without mpirun or srun); default 1")
+    one.add_argument("--workers", type=int, help="workers per Droid; default one per core")
+    one.add_argument("--time", type=_duration, help="how long this allocation lasts, such as 55min")
+    one.add_argument("--retry-quarantined", action="store_true", help="take up events that were given up before")
+    one.add_argument("--no-images", action="store_true", help=argparse.SUPPRESS)
+    one.set_defaults(command=_run)
+
+
+def _add_status(commands: _Commands) -> None:
+    one = commands.add_parser("status", help="how far a task is, and where its core-seconds went")
+    one.add_argument("task")
+    one.add_argument("--json", action="store_true")
+    one.add_argument("--watch", action="store_true", help="show it every two seconds until the task is complete")
+    one.add_argument("--cores", action="store_true", help="core time by allocation and by node")
+    one.set_defaults(command=_status)
+
+
+def _add_explain(commands: _Commands) -> None:
+    one = commands.add_parser("explain", help="the story of a range or an event; of a task: why, and what next")
+    one.add_argument("task")
+    one.add_argument("range", nargs="?", help="FILE:first-last, FILE:n, first-last (1-based), or '#position'")
+    one.add_argument("--json", action="store_true")
+    one.set_defaults(command=_explain)
+
+
+def _add_report(commands: _Commands) -> None:
+    one = commands.add_parser("report", help="one HTML page: where every core-second went")
+    one.add_argument("task")
+    one.add_argument("-o", "--output", metavar="FILE", help="default TASK/one.html")
+    one.add_argument("--images", metavar="DIR", help="also write its pictures, for talks and papers")
+    one.set_defaults(command=_report)
+
+
+def _add_journal(commands: _Commands) -> None:
+    one = commands.add_parser("journal", help="every record of a task's journals")
+    one.add_argument("task")
+    one.add_argument("--json", action="store_true", help="one JSON object per line")
+    one.add_argument("--csv", action="store_true")
+    one.set_defaults(command=_journal)
+
+
+def _add_merge(commands: _Commands) -> None:
+    one = commands.add_parser("merge", help="make the final files")
+    one.add_argument("task")
+    one.add_argument("-o", "--output", metavar="FILE", help="default TASK/merged/NAME.h5; a folder there is will do")
+    one.add_argument("--partial", action="store_true", help="merge what there is")
+    one.add_argument("--site", help="the site file with the storage endpoints; default: those of the last run")
+    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the site")
+    add_wait(one)
+    one.set_defaults(command=_merge)
+
+
+def _add_plan(commands: _Commands) -> None:
+    one = commands.add_parser("plan", help="what a run would do, without doing it")
+    _job(one)
+    one.add_argument("--droids", type=int)
+    one.add_argument("--workers", type=int)
+    one.add_argument("--json", action="store_true")
+    one.set_defaults(command=_plan)
+
+
+def _add_rehearse(commands: _Commands) -> None:
+    one = commands.add_parser("rehearse", help="run, preempt, resume on this machine, and say what it cost")
+    _job(one)
+    one.add_argument("--preempt-after", type=_duration, required=True, metavar="TIME", help="such as 20s")
+    one.add_argument("--grace", type=_duration, default=0.0, metavar="TIME", help="warning to kill; default 0")
+    one.add_argument("--times", type=int, help="preempt so often, then let it finish; default always")
+    one.add_argument("--droids", type=int)
+    one.add_argument("--workers", type=int)
+    one.add_argument("--json", action="store_true")
+    one.set_defaults(command=_rehearse)
+
+
+def _add_verify(commands: _Commands) -> None:
+    one = commands.add_parser("verify", help="check that everything the journals promise is there")
+    one.add_argument("task")
+    one.add_argument("--recompute", type=int, metavar="N", help="also process N events again and compare")
+    one.add_argument("--json", action="store_true")
+    one.set_defaults(command=_verify)
+
+
+def _add_submit(commands: _Commands) -> None:
+    one = commands.add_parser("submit", help="have Slurm run a task; the task is checked here and now")
+    _job(one)
+    one.add_argument("--workers", type=int, help="workers per Droid; default one per core")
+    one.add_argument("--allocations", type=_at_least_one, default=1, metavar="N", help="submit N jobs on one task")
+    one.add_argument("--fit", action="store_true", help="ask for nodes and time that fit into what is idle now")
+    one.add_argument("--dry-run", action="store_true", help="show script, cost and forecast; submit nothing")
+    one.add_argument("--force", action="store_true", help="submit though allocations of this queue do nothing")
+    one.set_defaults(command=_submit)
+
+
+def _add_doctor(commands: _Commands) -> None:
+    one = commands.add_parser("doctor", help="what is wrong with this place, before it costs an allocation")
+    one.add_argument("--site", help="the site file")
+    one.add_argument("--task", help="the task directory, or where one will be; default here")
+    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the site")
+    one.add_argument("--json", action="store_true")
+    one.set_defaults(command=_doctor)
+
+
+def _add_config(commands: _Commands) -> None:
+    one = commands.add_parser("config", help="every key, its value and where it came from")
+    _job(one, task=False)
+    one.add_argument("--json", action="store_true")
+    one.set_defaults(command=_config)
+
+
+def _add_bench(commands: _Commands) -> None:
+    one = commands.add_parser("bench", help="measure this machine beside other runners, against the budgets")
+    one.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; default all")
+    one.add_argument("--json", action="store_true")
+    one.add_argument("--quick", action="store_true", help="a few seconds each: whether they run, not how fast")
+    one.add_argument("--peers", metavar="PYTHON", help="Python that has Dask, Ray, Parsl and HyperQueue")
+    one.set_defaults(command=_bench)
+
+
+_COMMANDS: dict[str, Callable[[_Commands], None]] = {
+    "run": _add_run,
+    "status": _add_status,
+    "explain": _add_explain,
+    "report": _add_report,
+    "journal": _add_journal,
+    "ranges": add_ranges,
+    "harvest": add_ranges,
+    "merge": _add_merge,
+    "stageout": add_stageout,
+    "plan": _add_plan,
+    "rehearse": _add_rehearse,
+    "verify": _add_verify,
+    "submit": _add_submit,
+    "doctor": _add_doctor,
+    "config": _add_config,
+    "bench": _add_bench,
+}
 
 
 def _job(command: argparse.ArgumentParser, task: bool = True) -> None:
@@ -286,6 +334,8 @@ def _verify(args: argparse.Namespace) -> int:
     frozen = need_task(taskdir)
     found = verify(taskdir, frozen)
     if args.recompute:
+        import tempfile
+
         from droid.payload import Worker
         from yoda.setting import load_frozen_payload
 

@@ -9,7 +9,6 @@ Importing this module brings yaml and msgspec, and neither numpy nor anything of
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -194,6 +193,8 @@ def _apply(document: Document, sets: Sequence[str], own: tuple[str, ...]) -> tup
             )
         top = key.split(".")[0]
         if top not in _JOB_KEYS + _SITE_KEYS:
+            import difflib
+
             known = [*_JOB_KEYS, *_SITE_KEYS]
             near = [f"{word}{key[len(top) :]}" for word in difflib.get_close_matches(top, known, n=1)]
             raise ConfigError(

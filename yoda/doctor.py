@@ -15,7 +15,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -98,6 +97,8 @@ def check_places(site: Site, task: str | None) -> list[Finding]:
     found += checks.check_directory(there)
     found.append(checks.check_space(place, NEEDED))
     if site.scratch is None:
+        import tempfile
+
         found.append(checks.check_space(Path(tempfile.gettempdir()), NEEDED >> 4))
     elif "$" not in site.scratch:
         scratch = Path(site.scratch)
@@ -203,6 +204,8 @@ def _shape(site: Site, run: Runner) -> Finding:
     from slurm.script import sbatch_options
 
     assert site.slurm is not None
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="yoda-doctor-") as folder:
         script = Path(folder) / "trial.sh"
         options = sbatch_options("yoda-doctor", site.slurm, Path(folder))

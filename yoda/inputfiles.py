@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 import re
@@ -104,6 +103,8 @@ def _identity(path: str) -> object:
 
 
 def _near(path: str) -> str:
+    import difflib
+
     folder, name = os.path.split(path)
     try:
         close = difflib.get_close_matches(name, os.listdir(folder), n=1)

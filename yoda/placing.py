@@ -11,7 +11,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 
 from eventrange.errors import LauncherMissing, YodaError
@@ -64,7 +63,9 @@ def launcher(template: str | None, ranks: int, environ: Mapping[str, str]) -> tu
         raise LauncherMissing(python=sys.executable)
     add = {"PATH": os.path.dirname(found) + os.pathsep + environ.get("PATH", "")}
     if not environ.get("HOME"):
-        add["HOME"] = tempfile.gettempdir()  # Open MPI does not start without
+        from tempfile import gettempdir
+
+        add["HOME"] = gettempdir()  # Open MPI does not start without
     version = subprocess.run([found, "--version"], capture_output=True, text=True, env={**environ, **add}).stdout
     if "Open MPI" in version or "OpenRTE" in version or "prte" in version.lower():
         ulfm = ["--with-ft", "ulfm"] if " 4." not in version.splitlines()[0] else []

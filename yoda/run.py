@@ -91,17 +91,17 @@ def _droid_with_mpi(
     setting: Setting, begun: float, control: socket.socket, slots: Any, scratch: str, uploads: Any = None
 ) -> int:
     from droid import signals
-    from droid.transport import start_mpi
+
+    # Before MPI, which starts when the last rank is there: that is rank 0, so meanwhile this costs no time.
+    from droid.rank import HEARTBEAT, DroidShell, Options
+    from droid.scratch import note_shared
+    from droid.store import Choices
+    from droid.transport import Transport, start_mpi
 
     # Rank 0 may index the inputs first, unless the launcher is ours and has done so.
     MPI = start_mpi(setting.site.starting * (1 if EXIT_FILE in os.environ else INDEXING))
     signals.listen()  # MPI may have put handlers of its own in place
     _not_alone(MPI)
-    from droid.rank import HEARTBEAT, DroidShell, Options
-    from droid.scratch import note_shared
-    from droid.store import Choices
-    from droid.transport import Transport
-
     job, site = setting.job, setting.site
     comm = MPI.COMM_WORLD
     transport = Transport(MPI, comm)

@@ -7,7 +7,6 @@ is read from its type.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from dataclasses import dataclass, field
@@ -67,6 +66,8 @@ def build(cls: type[T], tree: dict[str, Any], origins: Origins) -> T:
 
 def nearest(word: str, known: list[str]) -> str:
     """`did you mean 'x'?`, or the list of all that is known."""
+    import difflib  # every rank imports this module; only who makes a mistake needs that one
+
     close = difflib.get_close_matches(word, known, n=1) or difflib.get_close_matches(
         word.lower().replace("-", "_"), known, n=1, cutoff=0.5
     )
