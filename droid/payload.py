@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import os
@@ -30,8 +31,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import CodeType, ModuleType
+from typing import Any, cast
 
 import numpy as np
 from numpy.random import Generator
@@ -219,6 +220,13 @@ def load(spec: str, options: Mapping[str, Any] | None = None) -> Payload:
     return Payload(short, made)
 
 
+class _FromSource(importlib.machinery.SourceFileLoader):
+    """Never takes compiled code from a cache: that one is told from newer source by second and size alone."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return cast(CodeType, self.source_to_code(self.get_data(self.path), self.path))
+
+
 def _module_from_file(spec: str, path: str) -> ModuleType:
     path = os.path.abspath(path)
     folder, base = os.path.split(path)
@@ -234,7 +242,7 @@ def _module_from_file(spec: str, path: str) -> ModuleType:
     name = f"yoda_payload_{base[:-3]}_{digest}"
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    found = importlib.util.spec_from_file_location(name, path)
+    found = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, path))
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module
