@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -224,7 +224,7 @@ class _FromSource(importlib.machinery.SourceFileLoader):
     """Never takes compiled code from a cache: that one is told from newer source by second and size alone."""
 
     def get_code(self, fullname: str) -> CodeType:
-        return cast(CodeType, self.source_to_code(self.get_data(self.path), self.path))
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def _module_from_file(spec: str, path: str) -> ModuleType:

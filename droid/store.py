@@ -38,7 +38,8 @@ class Choices:
     segment_bytes: int = 1 << 30
     segment_seconds: float = 1800.0
     segment_format: str = "tar"
-    commit_seconds: float = 0.25
+    commit_seconds: float = 0.25  #: between group commits at most
+    commit_least: float = 0.0  #: and at least, but for the end: all Droids together should not overload a file server
     commit_bytes: int = 64 << 20
 
 
@@ -119,7 +120,8 @@ class Store:
             return float("inf")
         if self._bytes >= self.choices.commit_bytes or not busy:
             return 0.0
-        return max(0.0, self._synced + self.choices.commit_seconds - now)
+        spacing = self._syncer.spacing(self.choices.commit_seconds, self.choices.commit_least)
+        return max(0.0, self._synced + spacing - now)
 
     def pump(self, now: float, busy: bool) -> None:
         """Collect finished syncs and ask for the next when it is due."""

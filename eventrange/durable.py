@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -157,6 +158,9 @@ def _remove(path: str) -> None:
         pass
 
 
+SPARED = 40.0  #: between group commits there is so much more time than an fsync takes
+
+
 class Syncer:
     """A thread that fsyncs files for a loop that must not wait.
 
@@ -167,12 +171,18 @@ class Syncer:
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
+        self._took: float | None = None  # seconds of an fsync, smoothed
         self._asked: list[tuple[Any, DurableFile]] = []
         self._finished: list[tuple[Any, CannotWrite | None]] = []
         self._condition = threading.Condition()
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="syncer", daemon=True)
         self._thread.start()
+
+    def spacing(self, most: float, least: float = 0.0) -> float:
+        """Seconds there should be between two group commits: few where an fsync takes next to none, so that a kill
+        costs less; never more than `most`."""
+        return most if self._took is None else min(most, max(least, SPARED * self._took))
 
     def request(self, token: Any, file: DurableFile) -> None:
         with self._condition:
@@ -200,6 +210,7 @@ class Syncer:
                 asked, self._asked = self._asked, []
             for token, file in asked:
                 error: CannotWrite | None = None
+                begun = time.monotonic()
                 try:
                     file.sync()
                 except CannotWrite as caught:
@@ -207,6 +218,8 @@ class Syncer:
                 except Exception as caught:  # whatever it is: a thread that dies in silence would stop all commits
                     detail = f"{caught.__class__.__name__}: {caught}"
                     error = file.broken = CannotWrite(path=file.path, detail=detail)
+                took = time.monotonic() - begun
                 with self._condition:
+                    self._took = took if self._took is None else 0.75 * self._took + 0.25 * took
                     self._finished.append((token, error))
             self._wake()

@@ -47,7 +47,7 @@ class Run:
 
     allocation: str
     task: dict[str, Any]  #: for Welcome
-    commit_seconds: float = 0.25
+    commit_seconds: float = 0.25  #: between group commits at most
     deadline: Callable[[], float | None] = lambda: None  #: unix seconds; asked now and then
     say: Callable[[str], None] = print
     progress: Callable[[Dispatcher, float], None] = lambda dispatcher, lag: None
@@ -317,7 +317,7 @@ class MasterShell:
             self.unkept = {}
         if self.broken is not None or self.syncing_since is not None or self.waiting_since is None:
             return
-        if now - self.synced < self.info.commit_seconds and not self.dispatcher.complete:
+        if now - self.synced < self.syncer.spacing(self.info.commit_seconds) and not self.dispatcher.complete:
             return
         try:
             self.journal.flush()

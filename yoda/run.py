@@ -23,6 +23,7 @@ from yoda.setting import EXIT_FILE, Request, Setting, load_payload, read, report
 
 INDEXING = 6  #: times longer a Droid waits for MPI to start than rank 0, which may be busy with the inputs
 ALONE = 15.0  #: seconds after which an error that all ranks should see is this rank's alone
+COMMITS_PER_SECOND = 2000.0  #: of all Droids of an allocation, where none needs to wait for `commit.seconds`
 MEET = 60.0  #: seconds a Droid waits for the others before MPI_Finalize
 
 
@@ -119,6 +120,7 @@ def _droid_with_mpi(
             segment_seconds=site.segments.max_age,
             segment_format=site.segments.format,
             commit_seconds=site.commit.seconds / 2,  # half here, half at Yoda
+            commit_least=transport.size / COMMITS_PER_SECOND,
             commit_bytes=site.commit.bytes,
         ),
         uploads=uploads,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eventrange.durable import DurableFile, Files, Syncer, explain, write_file
+from eventrange.durable import SPARED, DurableFile, Files, Syncer, explain, write_file
 from eventrange.errors import CannotWrite
 
 ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS]
@@ -213,3 +214,27 @@ def test_syncer_outlives_whatever_a_sync_raises(tmp_path: Path) -> None:
     gate.syncer.close()
     assert (one, two) == (1, 2) and isinstance(first, CannotWrite) and second is None and "odd" in str(first)
     assert odd.synced == 0 and odd.broken is first
+
+
+class Slow(Files):
+    """An fsync takes at least `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def fsync(self, fd: int) -> None:
+        time.sleep(self.seconds)
+        super().fsync(fd)
+
+
+def test_commits_are_as_close_together_as_the_file_system_bears(tmp_path: Path) -> None:
+    gate = Gate()
+    assert gate.syncer.spacing(0.125, least=0.02) == 0.125, "nothing is known yet"
+    file = DurableFile(str(tmp_path / "x"), Slow(0.02))
+    file.append(b"x")
+    gate.syncer.request(0, file)
+    gate.wait(1)
+    gate.syncer.close()
+    assert gate.syncer.spacing(0.125) == 0.125
+    assert 0.02 * SPARED <= gate.syncer.spacing(1e9) < 1e9
+    assert gate.syncer.spacing(1e9, least=1e8) == 1e8

@@ -15,7 +15,7 @@ from eventrange.taskdir import TaskDir
 
 
 def test_what_comes_seldom_is_durable_at_once_and_what_comes_often_together(tmp_path: Path) -> None:
-    store = Store(TaskDir(str(tmp_path)), "a", "t", 1, Choices(commit_seconds=60.0), lambda: None)
+    store = Store(TaskDir(str(tmp_path)), "a", "t", 1, Choices(commit_seconds=60.0, commit_least=60.0), lambda: None)
 
     def add(start: int, now: float) -> None:
         rows = records.new(kind=Kind.DONE, start=start, stop=start + 1, size=3, checksum=checksum(b"abc"))
