@@ -18,7 +18,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -87,21 +87,20 @@ def read(data: bytes | bytearray | memoryview) -> Image:
     """
     view = memoryview(data).cast("B")
     try:
-        found = _index(view)
+        inside = _index(view)
         arrays: dict[str, NDArray[Any]] = {}
-        through_hdf5: list[str] = []
-        for name, dtype, shape, offset, count in found:
-            if offset < 0:
-                through_hdf5.append(name)
-            else:
-                arrays[name] = np.frombuffer(view, dtype, count, offset).reshape(shape)
-        if through_hdf5:
+        for name, dtype, shape, offset, count in inside.arrays:
+            array = np.frombuffer(view, dtype, count, offset)
+            arrays[name] = array if len(shape) == 1 else array.reshape(shape)
+        if inside.through_hdf5:
             with h5py.File(io.BytesIO(view), "r") as file:
-                arrays.update({name: file[name][()] for name in through_hdf5})
-        positions = arrays.pop("event")
-        names = [name for name, *_ in found if name in arrays and not name.endswith("_count")]
-        fields = {name: Column(arrays[name], arrays.get(f"{name}_count")) for name in names}
-        if any(_events(column) != len(positions) for column in fields.values()):
+                arrays.update({name: file[name][()] for name in inside.through_hdf5})
+        positions = arrays["event"]
+        fields = {name: Column(arrays[name], arrays.get(counts)) for name, counts in inside.fields}
+        for name, counts in inside.jagged:
+            if len(arrays[counts]) != len(positions) or int(np.add.reduce(arrays[counts])) != len(arrays[name]):
+                raise ValueError("counts do not add up")
+        if any(len(arrays[name]) != len(positions) for name in inside.fixed):
             raise ValueError("fields of unequal length")
     except Exception as error:  # numpy, json and HDF5 have a dozen ways to say that bytes make no sense
         raise ImageDamaged(path="memory", offset=0, detail=f"not an image ({error})") from error
@@ -111,14 +110,6 @@ def read(data: bytes | bytearray | memoryview) -> Image:
 def schema_of_image(image: Image) -> str:
     """The schema of the events in an image; what `schema` gives for each of them."""
     return schema_of(image.fields)
-
-
-def _events(column: Column) -> int:
-    if column.counts is None:
-        return len(column.values)
-    if int(column.counts.sum()) != len(column.values):
-        raise ValueError("counts do not add up")
-    return len(column.counts)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -248,7 +239,17 @@ def _type(dtype: np.dtype[Any]) -> Any:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _index(view: memoryview) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, int], ...]:
+class _Inside(NamedTuple):
+    """What the index of an image says; images of the same shape share it."""
+
+    arrays: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, int], ...]  #: name, dtype, shape, offset, elements
+    through_hdf5: tuple[str, ...]
+    fields: tuple[tuple[str, str], ...]  #: and the name their counts would have
+    jagged: tuple[tuple[str, str], ...]
+    fixed: tuple[str, ...]
+
+
+def _index(view: memoryview) -> _Inside:
     length, magic = _TAIL.unpack_from(view, len(view) - _TAIL.size)
     if magic != _MAGIC or length > len(view) - _TAIL.size:
         raise ValueError("no index at the end")
@@ -256,9 +257,9 @@ def _index(view: memoryview) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...],
     return _parse(bytes(view[end - length : end]))
 
 
-@lru_cache(maxsize=256)
-def _parse(text: bytes) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, int], ...]:
-    out = []
+@lru_cache(maxsize=1024)
+def _parse(text: bytes) -> _Inside:
+    arrays, through_hdf5, names = [], [], set()
     for name, dtype, shape, offset in json.loads(text):
         count = 1
         for extent in shape:
@@ -266,8 +267,15 @@ def _parse(text: bytes) -> tuple[tuple[str, np.dtype[Any], tuple[int, ...], int,
         here = undescribe(dtype)
         if not count and here.kind != "O":
             offset = 0
-        out.append((name, here, tuple(shape), offset, count))
-    return tuple(out)
+        names.add(name)
+        if offset < 0:
+            through_hdf5.append(name)
+        else:
+            arrays.append((name, here, tuple(shape), offset, count))
+    fields = sorted((name, f"{name}_count") for name in names if name != "event" and not name.endswith("_count"))
+    jagged = tuple(pair for pair in fields if pair[1] in names)
+    fixed = tuple(name for name, counts in fields if counts not in names)
+    return _Inside(tuple(arrays), tuple(through_hdf5), tuple(fields), jagged, fixed)
 
 
 @lru_cache(maxsize=256)

@@ -229,11 +229,13 @@ def _batches(
 def _read_batch(plan: _Plan, rows: NDArray[np.int64], join: Callable[[list[Image]], Image]) -> _Batch:
     images: list[Image] = []
     damaged: dict[int, ImageDamaged] = {}
-    for row in rows.tolist():
+    places = plan.placed[rows]
+    spans = zip(*(places[name].tolist() for name in ("start", "stop", "keep_start", "keep_stop")), strict=True)
+    for row, place, span in zip(rows.tolist(), places, spans, strict=True):
         if row in plan.damaged:
             continue
         try:
-            images.append(_read_one(plan, plan.placed[row]))
+            images.append(_read_one(plan, place, *span))
         except ImageDamaged as error:
             damaged[row] = error
     if not images:
@@ -244,18 +246,19 @@ def _read_batch(plan: _Plan, rows: NDArray[np.int64], join: Callable[[list[Image
         return _Batch(None, damaged, error)
 
 
-def _read_one(plan: _Plan, row: Any) -> Image:
-    start, stop = int(row["start"]), int(row["stop"])
-    first, last = int(row["keep_start"]), int(row["keep_stop"])
-    where = f"segment {row['segment']} of droid {row['droid']}"
+def _read_one(plan: _Plan, row: Any, start: int, stop: int, first: int, last: int) -> Image:
     if not row["size"]:
-        raise ImageDamaged(path=where, offset=0, detail=f"no image was written for events {start} to {stop}")
+        raise ImageDamaged(path=_where(row), offset=0, detail=f"no image was written for events {start} to {stop}")
     image = read(plan.fetch(row))
-    positions = image.positions
-    # np.array_equal with a fresh arange: two events swapped would be two events wrong
-    if len(positions) != stop - start or not (positions == np.arange(start, stop)).all():
-        raise ImageDamaged(path=where, offset=int(row["offset"]), detail=f"holds other events than {start} to {stop}")
+    # All of them, not only first and last: two events swapped would be two events wrong.
+    if image.positions.tobytes() != np.arange(start, stop).tobytes():
+        detail = f"holds other events than {start} to {stop}"
+        raise ImageDamaged(path=_where(row), offset=int(row["offset"]), detail=detail)
     return image if (first, last) == (start, stop) else image.select(slice(first - start, last - start))
+
+
+def _where(row: Any) -> str:
+    return f"segment {row['segment']} of droid {row['droid']}"
 
 
 def _sample(plan: _Plan) -> None:
