@@ -134,12 +134,12 @@ def format_size(size: int) -> str:
 
 
 def span(seconds: float) -> str:
-    """A length of time for people, in two units: `3 h 07 min`."""
+    """A length of time for people, in two units: `3 h 07 min`; `4.2 s`, `30 ms`."""
     whole = round(seconds)
     for size, name, small, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:
             return f"{whole // size:,} {name} {whole % size // small:02d} {below}"
-    return f"{seconds:.1f} s"
+    return f"{seconds:.1f} s" if seconds >= 0.1 or seconds <= 0 else f"{1000 * seconds:.3g} ms"
 
 
 def _fraction(text: str) -> Fraction:

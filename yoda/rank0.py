@@ -194,9 +194,10 @@ def _yoda(
     for step in keeper.first():
         journal.note(step.name, time=time.time(), **step.values)
     here.heart.set("working")
+    count = transport.size - 1
     say(
         f"task {frozen.task}: {axis.total} events, {done} done, {ledger.quarantined.total} quarantined, "
-        f"{ledger.open} to do; allocation {allocation.name}, {transport.size - 1} Droids"
+        f"{ledger.open} to do; allocation {allocation.name}, {count} Droid{'s' * (count != 1)}"
     )
     for name in leases.living():
         say(f"allocation {name} is at work on this task too")
