@@ -51,7 +51,15 @@ class Bell:
         self._socket.close()
 
 
-def meet(mpi: Any, comm: Any, bell: Bell) -> tuple[int, bool]:
+def bell() -> Bell | None:
+    """One, or None where the system has none to give."""
+    try:
+        return Bell()
+    except OSError:
+        return None
+
+
+def meet(mpi: Any, comm: Any, bell: Bell | None) -> tuple[int, bool]:
     """(Droids of this node that may use the same cores as this rank, itself included; whether our bell is rung for
     everything this rank ever hears: by Yoda, or for Yoda by all Droids).
 
@@ -61,17 +69,18 @@ def meet(mpi: Any, comm: Any, bell: Bell) -> tuple[int, bool]:
     mine = tuple(sorted(os.sched_getaffinity(0)))
     node = comm.Split_type(mpi.COMM_TYPE_SHARED)
     rank = comm.Get_rank()
-    here = node.allgather((rank, mine, bell.address))
+    here = node.allgather((rank, mine, bell.address if bell is not None else b""))
     masks, addresses = {r: mask for r, mask, _ in here}, {r: address for r, _, address in here}
-    if rank == 0:
-        bell.know({other: address for other, address in addresses.items() if other})
+    if rank == 0 and bell is not None:
+        bell.know({other: address for other, address in addresses.items() if other and address})
         for other in addresses:
             bell.ring(other)
     node.Barrier()
-    hearing = {other for other in node.allgather(rank if bell.hush() else 0) if other}
+    hearing = {other for other in node.allgather(rank if bell is not None and bell.hush() else 0) if other}
     node.Free()
     sharing = sum(1 for other, mask in masks.items() if other > 0 and mask == mine)
     if rank:
         hearing = {0} if rank in hearing else set()
-    bell.know({other: addresses[other] for other in hearing})
+    if bell is not None:
+        bell.know({other: addresses[other] for other in hearing})
     return max(1, sharing), len(hearing) == (1 if rank else comm.Get_size() - 1)

@@ -133,13 +133,16 @@ class Holding:
         idle = any(w.idle for w in self.workers)
         hungry = [i for i, w in enumerate(self.workers) if self._hungry(w, spe, idle)]
         hungry.sort(key=lambda i: self.workers[i].events)
+        waiting = self.waiting  # counted once: the axis may be in shatters
         for number, index in enumerate(hungry):
             w = self.workers[index]
             if not self.backlog:
                 break
-            ranges = self._take(spe, len(hungry) - number)
+            ranges = self._take(spe, len(hungry) - number, waiting)
+            taken = sum(stop - start for start, stop, _ in ranges)
             w.given.extend(ranges)
-            w.events += sum(stop - start for start, stop, _ in ranges)
+            w.events += taken
+            waiting -= taken
             out.append(Assign(index, ranges))
         return out
 
@@ -174,13 +177,13 @@ class Holding:
         self.workers[best].cut = "local" if local else "yoda"
         return [Cut(best)]
 
-    def _take(self, spe: float, takers: int) -> list[Range]:
-        """The next ranges off the backlog for the first of so many workers that take some now: one, or as many tiny
-        ones as make a message worth while."""
-        count = self.size or min(self.pace.range_events(self.range_seconds), -(-self.waiting // takers))
+    def _take(self, spe: float, takers: int, waiting: int) -> list[Range]:
+        """The next ranges off the backlog, which has `waiting` events, for the first of so many workers that take some
+        now: one, or as many tiny ones as make a message worth while."""
+        count = self.size or min(self.pace.range_events(self.range_seconds), -(-waiting // takers))
         budget = AHEAD_SECONDS / spe if spe else 0.0
         if self.remaining == 0 or len(self.backlog) < 2 * len(self.workers):
-            share = self.waiting / (2 * len(self.workers))
+            share = waiting / (2 * len(self.workers))
             budget = min(budget, share)
             if self.remaining == 0 and not self.size:
                 count = min(count, math.ceil(share))

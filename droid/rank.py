@@ -115,7 +115,7 @@ class DroidShell:
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signals.listen()
         self._hello()
-        pause, held = PROBE_FIRST, math.inf
+        pause, held, expecting = PROBE_FIRST, math.inf, False
         tick_at = time.monotonic()
         while not self.stopping:
             now = time.monotonic()
@@ -138,9 +138,10 @@ class DroidShell:
                 tick_at = now + TICK
                 self._tick(now)
             self._commit(now)
-            held = REPORT_GAP if self._report(now) else math.inf
-            expecting = self.core.waiting_for_yoda
-            pause = self.transport.pause(moved and expecting, PROBE_FIRST, EAGER_LAST if expecting else PROBE_LAST)
+            held = self._report(now)
+            asked, expecting = not expecting, self.core.waiting_for_yoda
+            eager = expecting and (moved or asked)
+            pause = self.transport.pause(eager, PROBE_FIRST, EAGER_LAST if expecting else PROBE_LAST)
         return self._end()
 
     def _ring(self) -> None:
@@ -233,19 +234,19 @@ class DroidShell:
         elif isinstance(message, messages.Stop):
             self.stopping, self.together = True, message.together
 
-    def _report(self, now: float) -> bool:
-        """Tell Yoda what is durable and what is wanted: rate-limited, and at the latest every HEARTBEAT. Whether it is
-        too early to."""
+    def _report(self, now: float) -> float:
+        """Tell Yoda what is durable and what is wanted: rate-limited, and at the latest every HEARTBEAT. Returns after
+        how many seconds to try again at the latest."""
         if self._said_bye or self.welcome is None or self.store is None:
-            return False
+            return math.inf
         if self.sick is not None:
             self._send_report(now, 0)
             self._send(messages.Sick(*self.sick))
             self._said_bye = True
-            return False
+            return math.inf
         since = now - self._reported
         if since < REPORT_GAP:
-            return True
+            return REPORT_GAP - since
         want = self.core.want(now)
         tail = self.core.holding.busy and not self.core.holding.remaining  # who is idle then has nothing to tell
         quiet = self._tail_heartbeat if tail else self.options.heartbeat
@@ -257,12 +258,12 @@ class DroidShell:
             if self.uploads is not None:
                 self.uploads.finish(max(0.0, self._upload_until - now))
                 if not self.uploads.over:
-                    return False
+                    return PROBE_LAST
             self.notes += self.spent.note(self.transport.rank, now, last=True)
             self._send_report(now, 0)
             self._send(messages.Bye("drained"))
             self._said_bye = True
-        return False
+        return math.inf
 
     def _send_report(self, now: float, want: int) -> None:
         rows = np.concatenate(self.out) if self.out else records.new(0)

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from math import ceil
 from typing import Any
 
-from droid.bell import Bell, meet
+from droid.bell import Bell, bell, meet
 
 TAG = 1
 RUNG = 0.5  #: seconds between probes where whoever sends rings, in case one is not heard
-_LATE = 4  #: rings still to come for messages that are here, at most; more are lost
+SENDING = 0.005  #: and at most, while a message is not taken
+_LATE = 1  #: rings still to come for messages that are here, at most; more are lost
 KEPT = 256  #: sends kept at most before those that MPI has taken are looked for
 
 
@@ -47,7 +48,7 @@ class Transport:
         Collective: every rank calls it right after MPI has started; ends this process if one does not within
         `seconds`."""
         with _limited(seconds):
-            self.bell = Bell()
+            self.bell = bell()
             sharing, self._rung = meet(self._mpi, self.comm, self.bell)
         return sharing
 
@@ -96,10 +97,10 @@ class Transport:
     def pause(self, moved: bool, first: float, last: float) -> float:
         """Seconds until the next `receive`, if nothing rings before: from `first`, when something has `moved`, doubling
         to `last`; RUNG where rings can be relied on and none is without its message."""
-        if self.sending:
-            self._pause = first
+        if self.sending:  # the other side needs us; one that is suspended should not keep us at it
+            self._pause = first if moved or self._pause > SENDING else min(max(first, 2 * self._pause), SENDING)
         elif not self._rung:
-            self._pause = first if moved else min(2 * self._pause, last)
+            self._pause = first if moved else min(max(first, 2 * self._pause), last)
         elif self._owed > 0 and (again := first if moved or self._pause >= RUNG else 2 * self._pause) <= last:
             self._pause = again
         else:  # a ring too many is forgotten, as is one that got lost

@@ -78,7 +78,7 @@ def _add_explain(commands: _Commands) -> None:
 def _add_report(commands: _Commands) -> None:
     one = commands.add_parser("report", help="one HTML page: where every core-second went")
     one.add_argument("task")
-    one.add_argument("-o", "--output", metavar="FILE", help="default TASK/one.html")
+    one.add_argument("-o", "--output", metavar="FILE", help="default TASK/report.html")
     one.add_argument("--images", metavar="DIR", help="also write its pictures, for talks and papers")
     one.set_defaults(command=_report)
 

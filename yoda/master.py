@@ -91,7 +91,7 @@ class MasterShell:
         tick_at, pulse_at, pause, last, heard = begun, begun + PULSE, PROBE_FIRST, begun, begun
         while True:
             now = time.monotonic()
-            timeout = min(pause, max(0.0, tick_at - now))
+            timeout = max(0.0, min(pause, tick_at - now, self._due(now)))
             for fd, _ in poll.poll(timeout * 1000):
                 if fd == self._wake:
                     os.read(self._wake, 4096)
@@ -121,6 +121,8 @@ class MasterShell:
             self._commit(now)
             heard = now if moved else heard
             pause = self.transport.pause(moved, PROBE_FIRST, PROBE_LAST if now - heard < QUIET else PROBE_QUIET)
+            if got is not None:  # there are more, and nobody rings for them again
+                pause = 0.0
             if self._over(now):
                 break
         return self._end()
@@ -302,6 +304,12 @@ class MasterShell:
             elif self._failures == FAILURES_SAID + 1:
                 self.info.say("more events fail; see `yoda journal` for all of them")
 
+    def _due(self, now: float) -> float:
+        """Seconds until the next group commit; infinite if nothing waits, or not yet."""
+        if self.broken is not None or self.syncing_since is not None or self.waiting_since is None:
+            return math.inf
+        return self.synced + self.syncer.spacing(self.info.commit_seconds) - now
+
     def _commit(self, now: float) -> None:
         """Group commit: hand what waits to the kernel and have it synced, one sync at a time, so long after the last
         one that they are not too many: what comes seldom is durable at once."""
@@ -317,7 +325,7 @@ class MasterShell:
             self.unkept = {}
         if self.broken is not None or self.syncing_since is not None or self.waiting_since is None:
             return
-        if now - self.synced < self.syncer.spacing(self.info.commit_seconds) and not self.dispatcher.complete:
+        if self._due(now) > 0 and not self.dispatcher.complete:
             return
         try:
             self.journal.flush()

@@ -6,8 +6,8 @@ import select
 from types import SimpleNamespace
 from typing import Any
 
-from droid.bell import Bell
-from droid.transport import RUNG, Transport
+from droid.bell import Bell, meet
+from droid.transport import RUNG, SENDING, Transport
 
 FIRST, LAST = 0.001, 0.02
 
@@ -16,7 +16,7 @@ class Comm:
     """Messages arrive when the test says so, and are seen at the second look, as with Open MPI."""
 
     def __init__(self) -> None:
-        self.arrived, self.seen = 0, False
+        self.arrived, self.seen, self.stuck = 0, False, False
 
     def Get_rank(self) -> int:
         return 0
@@ -36,7 +36,7 @@ class Comm:
         self.seen = False
 
     def Isend(self, what: Any, rank: int, tag: int) -> Any:
-        return SimpleNamespace(Test=lambda: True)
+        return SimpleNamespace(Test=lambda: not self.stuck)
 
 
 def transport(rung: bool) -> tuple[Transport, Comm, Bell]:
@@ -95,11 +95,40 @@ def test_a_message_that_came_before_its_ring_leaves_nothing_owed() -> None:
     assert ours.pause(False, FIRST, LAST) == RUNG
 
 
-def test_who_is_not_rung_for_probes_with_back_off() -> None:
+def test_who_is_not_rung_for_probes_with_back_off_from_the_first_moment() -> None:
     ours, _, _ = transport(rung=False)
+    assert [ours.pause(False, FIRST, LAST) for _ in range(6)] == [
+        *(FIRST, 2 * FIRST, 4 * FIRST, 8 * FIRST, 16 * FIRST, LAST)
+    ]
     assert [ours.pause(True, FIRST, LAST), *(ours.pause(False, FIRST, LAST) for _ in range(6))] == [
         *(FIRST, 2 * FIRST, 4 * FIRST, 8 * FIRST, 16 * FIRST, LAST, LAST)
     ]
+
+
+def test_who_waits_for_a_send_to_be_taken_backs_off() -> None:
+    for rung in (False, True):
+        ours, comm, _ = transport(rung)
+        comm.stuck = True
+        ours.send(1, b"x")
+        pauses = [ours.pause(False, FIRST, LAST) for _ in range(6)]
+        assert pauses == [FIRST, 2 * FIRST, 4 * FIRST, SENDING, SENDING, SENDING]
+        comm.stuck = False
+        assert ours.pause(False, FIRST, LAST) in (2 * SENDING, RUNG)
+
+
+def test_without_a_bell_everything_works_by_probing() -> None:
+    class Alone:
+        """A node with rank 0 and one other."""
+
+        def allgather(self, mine: Any) -> list[Any]:
+            return [mine, (1, mine[1], b"")] if isinstance(mine, tuple) else [mine, 0]
+
+        def Barrier(self) -> None: ...
+
+        def Free(self) -> None: ...
+
+    comm = SimpleNamespace(Split_type=lambda kind: Alone(), Get_rank=lambda: 0, Get_size=lambda: 2)
+    assert meet(SimpleNamespace(COMM_TYPE_SHARED=0), comm, None) == (1, False)
 
 
 def test_sending_rings_those_that_hear_and_nobody_else() -> None:

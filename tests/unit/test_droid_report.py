@@ -1,0 +1,44 @@
+"""A report that comes too early is held back, and the loop knows until when; nothing waits for the next tick."""
+
+from __future__ import annotations
+
+import math
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from droid.rank import REPORT_GAP, DroidShell, Options
+from droid.slots import Slots
+from eventrange import messages
+from eventrange.taskdir import TaskDir
+
+
+class Lines:
+    """A transport that keeps what is sent."""
+
+    rank, size, sending, bell = 1, 2, False, None
+
+    def __init__(self) -> None:
+        self.sent: list[messages.AnyMessage] = []
+
+    def send(self, rank: int, data: bytes) -> None:
+        self.sent.append(messages.decode(data))
+
+
+def test_a_held_back_report_says_when_it_is_due(tmp_path: Path) -> None:
+    here, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    lines: Any = Lines()
+    with here, zygote:
+        shell = DroidShell(lines, TaskDir(str(tmp_path)), Options(1), here, Slots(1), str(tmp_path), 0.0)
+        assert shell._report(1000.0) == math.inf  # Yoda has not said who we are
+        shell._message(messages.Welcome({"name": "t", "axis": {"files": []}}, "a"))
+        shell.notes.append({"note": "first"})
+        assert shell._report(1000.0) == math.inf and len(lines.sent) == 1
+        shell.notes.append({"note": "second"})
+        assert shell._report(1000.0 + REPORT_GAP / 4) == pytest.approx(0.75 * REPORT_GAP) and len(lines.sent) == 1
+        assert shell._report(1000.0 + REPORT_GAP) == math.inf and len(lines.sent) == 2
+        assert lines.sent[-1].notes == [{"note": "second"}]
+        assert shell.store is not None
+        shell.store.close()
