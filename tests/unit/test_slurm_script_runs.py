@@ -74,6 +74,13 @@ def test_starts_in_a_row_that_do_nothing_end_the_job(job: Job, launcher: str) ->
     assert job.notes == 0, "submitted by hand, it may try again as often"
 
 
+def test_open_mpi_gets_a_place_of_its_own(job: Job) -> None:
+    """In /tmp a folder of the same process id, left by a launcher that was killed, would keep it from starting."""
+    job.start("echo $PRTE_MCA_prte_tmpdir_base > place; touch $PRTE_MCA_prte_tmpdir_base/x")
+    place = Path((job.folder / "place").read_text().strip())
+    assert place.name.startswith("yoda-7.") and place.parent.is_dir() and not place.exists()
+
+
 def test_the_jobs_of_a_chain_count_together(job: Job) -> None:
     job.start(number=7)
     assert (job.folder / "submitted").read_text().split() == [str(job.folder / "job.sh"), "7"]
