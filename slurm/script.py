@@ -191,8 +191,8 @@ before=$(settled)
 [ -e "$barren" ] && [ "$(wc -l < "$barren")" -ge {most} ] && give_up
 echo "$before events were done before a start on $SLURM_JOB_NODELIST" >> "$barren"
 
-# Open MPI keeps a folder in /tmp that is named after its process id; one left by a launcher that was killed stops the next
-# of that id. So it gets a place of its own.
+# Open MPI keeps a folder in /tmp, named after its process id; one left by a launcher that was killed stops the next of
+# that id. So it gets a place of its own.
 if [ "$SLURM_JOB_NUM_NODES" = 1 ] && [ -z "$PRTE_MCA_prte_tmpdir_base" ]; then
     own=$(mktemp -d "${{TMPDIR:-/tmp}}/yoda-$SLURM_JOB_ID.XXXXXX") && export PRTE_MCA_prte_tmpdir_base=$own
     trap 'rm -rf "$own"' EXIT
