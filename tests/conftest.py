@@ -6,12 +6,23 @@ where CI is set in the environment, or with `--slow`; elsewhere they are left ou
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 
 import pytest
 
 # Started processes find compiled modules, as those of an installation do; else each compiles all of them anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_sessionstart() -> None:
+    """Remove what launchers of earlier sessions left when they were killed: /tmp/ompi.PID. One that starts with such
+    a process id would end at once."""
+    for folder in glob.glob("/tmp/ompi.*"):
+        number = folder.rpartition(".")[2]
+        if number.isdigit() and not os.path.exists(f"/proc/{number}") and os.stat(folder).st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,6 +12,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,7 +39,7 @@ def marked(mark: str) -> str:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+def place(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder with a copy of the examples and a `yoda` on the PATH; and the environment for it."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__", "*.task"))
     tools = tmp_path / ".tools"
@@ -59,7 +61,9 @@ def place(tmp_path: Path) -> tuple[Path, dict[str, str]]:
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
-    return tmp_path, environment
+    # In /tmp itself a folder left by a launcher of the same process id that was killed keeps Open MPI from starting.
+    with tempfile.TemporaryDirectory(prefix="yt", dir="/tmp") as own:
+        yield tmp_path, {**environment, "PRTE_MCA_prte_tmpdir_base": own}
 
 
 def run(script: str, folder: Path, environment: dict[str, str]) -> str:
