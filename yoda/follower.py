@@ -37,17 +37,17 @@ class Follower:
                 continue
             self._fold.note(entry, name)
             if entry.get("note") == "journal" and "mpi" in entry:  # of an allocation, not of a command
-                self._lives[name] = entry["created"], entry["created"]
-            self._alive(name, entry.get("time", 0.0))
+                self._alive(name, entry.get("created"), begins=True)
+            self._alive(name, entry.get("time"))
             if entry.get("note") == "schema":
                 self._schemas.setdefault(name, str(entry.get("schema") or ""))
             elif entry.get("note") == "end":
                 self._ended[name] = str(entry.get("reason", ""))
         return self.known()
 
-    def _alive(self, name: str, time: float) -> None:
-        if name in self._lives:
-            first, last = self._lives[name]
+    def _alive(self, name: str, time: object, begins: bool = False) -> None:
+        if isinstance(time, float) and (begins or name in self._lives):  # a note that was too long has None
+            first, last = self._lives.get(name, (time, time))
             self._lives[name] = first, max(last, time)
 
     def known(self) -> Known:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eventrange import records
-from eventrange.journal import JournalWriter
+from eventrange.journal import FRAME_BYTES, JournalWriter
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from yoda.follower import Follower
@@ -53,6 +53,7 @@ def test_lives_are_those_of_allocations_until_their_last_word(tmp_path: Path) ->
     for name, begin, more in (("a", 100.0, {"mpi": "x"}), ("b", 200.0, {"mpi": "x"}), ("c-stageout-1", 300.0, {})):
         writer = JournalWriter(taskdir.journal(name), "f", name, created=begin, **more)
         writer.note("joined", time=begin + 1)
+        writer.note("endless", text="x" * FRAME_BYTES)  # is cut, and has no time then
         if name == "a":
             writer.append(records.new(3, kind=Kind.DONE, start=[0, 1, 2], stop=[1, 2, 3], time=[103.0, 104.5, 102.0]))
         else:
