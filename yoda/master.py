@@ -323,9 +323,8 @@ class MasterShell:
             for rank, number in self.unkept.items():
                 self.transport.send(rank, messages.encode(messages.Kept(number)))
             self.unkept = {}
-        if self.broken is not None or self.syncing_since is not None or self.waiting_since is None:
-            return
-        if self._due(now) > 0 and not self.dispatcher.complete:
+        due = self._due(now)
+        if due == math.inf or (due > 0 and not self.dispatcher.complete):
             return
         try:
             self.journal.flush()

@@ -8,23 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lines import Lines
 
 from droid.rank import REPORT_GAP, DroidShell, Options
 from droid.slots import Slots
 from eventrange import messages
 from eventrange.taskdir import TaskDir
-
-
-class Lines:
-    """A transport that keeps what is sent."""
-
-    rank, size, sending, bell = 1, 2, False, None
-
-    def __init__(self) -> None:
-        self.sent: list[messages.AnyMessage] = []
-
-    def send(self, rank: int, data: bytes) -> None:
-        self.sent.append(messages.decode(data))
 
 
 def test_a_held_back_report_says_when_it_is_due(tmp_path: Path) -> None:

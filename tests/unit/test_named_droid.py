@@ -6,23 +6,13 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from lines import Lines
+
 from droid.rank import DroidShell, Options
 from droid.slots import Slots
 from eventrange import messages
 from eventrange.errors import BAD_CONFIG
 from eventrange.taskdir import TaskDir
-
-
-class Lines:
-    """A transport that keeps what is sent."""
-
-    rank, size, sending, bell = 1, 2, False, None
-
-    def __init__(self) -> None:
-        self.sent: list[messages.AnyMessage] = []
-
-    def send(self, rank: int, data: bytes) -> None:
-        self.sent.append(messages.decode(data))
 
 
 def test_without_the_list_there_is_no_work(tmp_path: Path) -> None:
