@@ -87,7 +87,7 @@ def read(data: bytes | bytearray | memoryview) -> Image:
     """
     view = memoryview(data).cast("B")
     try:
-        inside = _index(view)
+        inside = parse(index_text(view))
         arrays: dict[str, NDArray[Any]] = {}
         for name, dtype, shape, offset, count in inside.arrays:
             array = np.frombuffer(view, dtype, count, offset)
@@ -239,7 +239,7 @@ def _type(dtype: np.dtype[Any]) -> Any:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-class _Inside(NamedTuple):
+class Inside(NamedTuple):
     """What the index of an image says; images of the same shape share it."""
 
     arrays: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, int], ...]  #: name, dtype, shape, offset, elements
@@ -249,16 +249,18 @@ class _Inside(NamedTuple):
     fixed: tuple[str, ...]
 
 
-def _index(view: memoryview) -> _Inside:
+def index_text(view: memoryview) -> bytes:
+    """The index behind an image, for `parse`. Raises ValueError, struct.error where there is none."""
     length, magic = _TAIL.unpack_from(view, len(view) - _TAIL.size)
     if magic != _MAGIC or length > len(view) - _TAIL.size:
         raise ValueError("no index at the end")
     end = len(view) - _TAIL.size
-    return _parse(bytes(view[end - length : end]))
+    return bytes(view[end - length : end])
 
 
 @lru_cache(maxsize=1024)
-def _parse(text: bytes) -> _Inside:
+def parse(text: bytes) -> Inside:
+    """What an index says."""
     arrays, through_hdf5, names = [], [], set()
     for name, dtype, shape, offset in json.loads(text):
         count = 1
@@ -275,7 +277,7 @@ def _parse(text: bytes) -> _Inside:
     fields = sorted((name, f"{name}_count") for name in names if name != "event" and not name.endswith("_count"))
     jagged = tuple(pair for pair in fields if pair[1] in names)
     fixed = tuple(name for name, counts in fields if counts not in names)
-    return _Inside(tuple(arrays), tuple(through_hdf5), tuple(fields), jagged, fixed)
+    return Inside(tuple(arrays), tuple(through_hdf5), tuple(fields), jagged, fixed)
 
 
 @lru_cache(maxsize=256)

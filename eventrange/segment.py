@@ -15,13 +15,13 @@ import os
 import struct
 import tarfile
 import zlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventrange.durable import FILES, DurableFile, Files
-from eventrange.errors import ImageDamaged, ImageMissing
+from eventrange.segmentreader import unreadable
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -209,77 +209,6 @@ def writer(path: str, kind: str = "tar", files: Files = FILES) -> SegmentWriter:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_image(source: str | int, offset: int, size: int, crc: int, path: str = "") -> bytes:
-    """The image at `offset` of a file (path or descriptor), checked. Raises ImageDamaged, ImageMissing."""
-    if isinstance(source, str):
-        try:
-            fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise _unreadable(error, source, offset) from error
-        try:
-            return read_image(fd, offset, size, crc, source)
-        finally:
-            os.close(fd)
-    path = path or f"descriptor {source}"
-    try:
-        data = os.pread(source, size, offset)
-        while len(data) < size:
-            more = os.pread(source, size - len(data), offset + len(data))
-            if not more:
-                raise ImageDamaged(path=path, offset=offset, detail=f"the file ends after {len(data)} of {size} bytes")
-            data += more
-    except OSError as error:
-        raise _unreadable(error, path, offset) from error
-    verify(data, size, crc, path, offset)
-    return data
-
-
-def verify(data: bytes | memoryview, size: int, crc: int, path: str, offset: int) -> None:
-    """Raise ImageDamaged unless `data` has the size and the checksum of its record."""
-    if len(data) != size:
-        raise ImageDamaged(path=path, offset=offset, detail=f"{len(data)} bytes, should be {size}")
-    found = zlib.crc32(data)
-    if found != crc:
-        raise ImageDamaged(path=path, offset=offset, detail=f"checksum {found:08x}, should be {crc:08x}")
-
-
-def _unreadable(error: OSError, path: str, offset: int) -> ImageDamaged:
-    kind = ImageMissing if isinstance(error, (FileNotFoundError, NotADirectoryError)) else ImageDamaged
-    return kind(path=path, offset=offset, detail=error.strerror or str(error))
-
-
-class SegmentReader:
-    """Reads images from many segments and keeps the last `limit` of them open. For one thread."""
-
-    def __init__(self, limit: int = 64) -> None:
-        self._limit = limit
-        self._open: OrderedDict[str, int] = OrderedDict()
-
-    def read(self, path: str, offset: int, size: int, crc: int) -> bytes:
-        """The image, checked. Raises ImageDamaged, ImageMissing."""
-        fd = self._open.get(path)
-        if fd is None:
-            try:
-                fd = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise _unreadable(error, path, offset) from error
-            if len(self._open) > self._limit:
-                os.close(self._open.popitem(last=False)[1])
-        else:
-            self._open.move_to_end(path)
-        return read_image(fd, offset, size, crc, path)
-
-    def close(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def __enter__(self) -> SegmentReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 class Member(NamedTuple):
     """One image found in a segment. `crc` is what its header says; `intact`: it is whole and has that checksum."""
 
@@ -308,7 +237,7 @@ def scan(path: str) -> Iterator[Member]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise _unreadable(error, path, 0) from error
+        raise unreadable(error, path, 0) from error
     try:
         zipped = path.endswith(".zip") or _pread(fd, 4, 0) == b"PK\3\4"
         yield from _scan_zip(fd) if zipped else _scan_tar(fd)

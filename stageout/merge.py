@@ -10,33 +10,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eventrange.durable import FILES, Files, explain, write_file
-from eventrange.errors import FieldsChanged, ImageDamaged, MergeIncomplete
-from eventrange.fields import Image, schema_of
-from eventrange.image import read
+from eventrange.errors import ImageDamaged, MergeIncomplete
+from eventrange.fields import Image
 from stageout.finalfile import FinalFile, Layout, sha256_of
-from stageout.layout import FieldVaries, joined_images, layouts_of, length
+from stageout.layout import FieldVaries
+from stageout.reading import Fetch, FetchMany, Plan, batches, first_layouts, sample
 from stageout.winners import PLACED, common, gaps, joined, winners
 
 __all__ = ["PLACED", "Merged", "gaps", "merge", "winners"]
 
 VERSION = 1
-#: reads and checks the image of one row of PLACED; raises ImageDamaged where it cannot. Called from `readers` threads.
-Fetch = Callable[[Any], bytes]
-
-_BATCH_ROWS, _BATCH_BYTES = 256, 8 * 2**20
-_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -52,19 +44,6 @@ class Merged:
     fresh: bool  #: False: everything was there already and intact
 
 
-@dataclass
-class _Plan:
-    """One merge: what is asked, and what has been learned while doing it."""
-
-    placed: NDArray[Any]
-    fetch: Fetch
-    readers: int
-    jagged: frozenset[str]
-    partial: bool
-    schema: str = ""
-    damaged: dict[int, ImageDamaged] = field(default_factory=dict)
-
-
 def merge(
     placed: NDArray[Any],
     fetch: Fetch,
@@ -72,6 +51,7 @@ def merge(
     name: str,
     events: int,
     *,
+    fetch_many: FetchMany | None = None,
     file: str | None = None,
     fingerprint: str = "",
     attributes: Mapping[str, Any] | None = None,
@@ -90,7 +70,8 @@ def merge(
 
     `file`, if given, is the name in `folder` instead; then what was made is told in NAME.merge.json, NAME without its
     suffix, since the folder may be home to other files and tasks.
-    `placed` (k,) of PLACED as `winners` gives it, of a task of `events` events; `quarantined` (m, 2) intervals that
+    `placed` (k,) of PLACED as `winners` gives it, of a task of `events` events; `fetch` reads the image of a row, and
+    `fetch_many` those of many rows in fewer reads. `quarantined` (m, 2) intervals that
     need not be there. `jagged` fields get counts even if they do not vary. `attributes` go on every file.
     `progress(done, all)` counts events. Bytes do not depend on `threads` (compressing) or `readers`.
 
@@ -132,7 +113,7 @@ def merge(
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise explain(error, folder) from error
-    plan = _Plan(placed, fetch, max(1, readers), frozenset(jagged), partial)
+    plan = Plan(placed, fetch, fetch_many, max(1, readers), frozenset(jagged), partial)
     threads = min(4, len(os.sched_getaffinity(0))) if threads is None else threads
     names = [stem + suffix]
     if events_per_file is not None:
@@ -142,10 +123,10 @@ def merge(
     extra = dict(attributes or {}) | {"task": name, "fingerprint": fingerprint}
     temporaries = [f"{path}.tmp" for path in paths]
     try:
-        _sample(plan)
+        sample(plan)
         while True:
             try:
-                layouts = _layouts(plan)
+                layouts = first_layouts(plan)
                 written = _write(
                     plan, layouts, temporaries, step, events, extra, compression, level, threads, files, progress
                 )
@@ -187,114 +168,11 @@ def merge(
     return Merged(names, count, missing, given_up, bad, frozenset(document["jagged"]), True)
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-class _Batch(NamedTuple):
-    """Neighbouring images as one: those that could be read, in order, and which could not. Or what is wrong with their
-    fields."""
-
-    image: Image | None
-    damaged: dict[int, ImageDamaged]
-    error: Exception | None = None
-
-
-def _batches(
-    plan: _Plan, rows: NDArray[np.int64], join: Callable[[list[Image]], Image]
-) -> Generator[_Batch, None, None]:
-    """The images of `rows`, cut to what wins, in order; read ahead by threads in small batches."""
-    sizes = np.cumsum(plan.placed["size"][rows].astype(np.int64))
-    cuts, at = [0], 0
-    while at < len(rows):
-        base = int(sizes[at - 1]) if at else 0
-        at = max(at + 1, min(at + _BATCH_ROWS, int(np.searchsorted(sizes, base + _BATCH_BYTES))))
-        cuts.append(at)
-    batches = iter([rows[low:high] for low, high in pairwise(cuts)])
-    waiting: deque[Future[_Batch]] = deque()
-    with ThreadPoolExecutor(plan.readers) as pool:
-        try:
-            while True:
-                while len(waiting) <= plan.readers and (batch := next(batches, None)) is not None:
-                    waiting.append(pool.submit(_read_batch, plan, batch, join))
-                if not waiting:
-                    return
-                found = waiting.popleft().result()
-                plan.damaged.update(found.damaged)
-                yield found
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _read_batch(plan: _Plan, rows: NDArray[np.int64], join: Callable[[list[Image]], Image]) -> _Batch:
-    images: list[Image] = []
-    damaged: dict[int, ImageDamaged] = {}
-    places = plan.placed[rows]
-    spans = zip(*(places[name].tolist() for name in ("start", "stop", "keep_start", "keep_stop")), strict=True)
-    for row, place, span in zip(rows.tolist(), places, spans, strict=True):
-        if row in plan.damaged:
-            continue
-        try:
-            images.append(_read_one(plan, place, *span))
-        except ImageDamaged as error:
-            damaged[row] = error
-    if not images:
-        return _Batch(None, damaged)
-    try:
-        return _Batch(join(images), damaged)
-    except (FieldVaries, FieldsChanged) as error:
-        return _Batch(None, damaged, error)
-
-
-def _read_one(plan: _Plan, row: Any, start: int, stop: int, first: int, last: int) -> Image:
-    if not row["size"]:
-        raise ImageDamaged(path=_where(row), offset=0, detail=f"no image was written for events {start} to {stop}")
-    image = read(plan.fetch(row))
-    # All of them, not only first and last: two events swapped would be two events wrong.
-    if image.positions.tobytes() != np.arange(start, stop).tobytes():
-        detail = f"holds other events than {start} to {stop}"
-        raise ImageDamaged(path=_where(row), offset=int(row["offset"]), detail=detail)
-    return image if (first, last) == (start, stop) else image.select(slice(first - start, last - start))
-
-
-def _where(row: Any) -> str:
-    return f"segment {row['segment']} of droid {row['droid']}"
-
-
-def _sample(plan: _Plan) -> None:
-    """Look at a few images over the whole axis: what varies between them need not be found out by starting again."""
-    some = np.unique(np.linspace(0, len(plan.placed) - 1, _SAMPLES).astype(np.int64)) if len(plan.placed) else ()
-    seen: list[tuple[str, int]] = []
-
-    def look(images: list[Image]) -> Image:
-        for image in images:
-            for name, column in image.fields.items():
-                rows = length(column)
-                if rows is not None:
-                    seen.append((name, rows))
-        return images[0]
-
-    for _ in _batches(plan, np.asarray(some, np.int64), look):
-        pass
-    first = dict(reversed(seen))
-    plan.jagged |= {name for name, rows in seen if rows != first[name]}
-
-
-def _layouts(plan: _Plan) -> list[Layout]:
-    """The layout the first readable image asks for."""
-    with closing(_batches(plan, np.arange(len(plan.placed)), lambda images: images[0])) as batches:
-        for image, *_ in batches:
-            if image is not None:
-                plan.schema = schema_of(image.fields)
-                return layouts_of(image, plan.jagged)
-    return []
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def _write(
-    plan: _Plan,
+    plan: Plan,
     layouts: list[Layout],
     paths: list[str],
     step: int,
@@ -315,16 +193,13 @@ def _write(
         return plan.partial or not plan.damaged
 
     def images() -> Iterator[Image]:
-        for image, _, error in batches:
+        for image, _, error in found:
             if error is not None and useful():
                 raise error
             if image is not None:
                 yield image
 
-    def join(found: list[Image]) -> Image:
-        return joined_images(layouts, plan.schema, found)
-
-    with closing(_batches(plan, np.arange(len(plan.placed)), join)) as batches:
+    with closing(batches(plan, layouts)) as found:
         coming = images()
         for number, path in enumerate(paths):
             stop = min(events, (number + 1) * step)

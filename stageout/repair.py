@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from eventrange.durable import FILES, Files, explain
 from eventrange.errors import ImageDamaged
-from eventrange.segment import SegmentReader, SegmentWriter, digest, scan, tar_header, writer
+from eventrange.segment import SegmentWriter, digest, scan, tar_header, writer
+from eventrange.segmentreader import SegmentReader
 from stageout.catalogue import REPAIRED
 
 COPY = 1 << 22  # bytes copied at a time

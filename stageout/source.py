@@ -8,21 +8,22 @@ nobody should make those events again. An image that is wrong in one place is lo
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eventrange.errors import ImageDamaged, StorageCorrupt, StorageError, StorageMissing
-from eventrange.segment import SegmentReader, verify
+from eventrange.segmentreader import GAP, SegmentReader, verify
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue, Known, SegmentId
 from stageout.endpoint import Endpoint
 
-GAP = 64 * 1024  # bytes not needed that are read along rather than asking twice
 SPAN = 4 << 20  # bytes per ranged read, about: large enough that the rate of requests does not matter
 KEPT = 24  # spans in memory, of all segments together: 96 MiB and images larger than a span
 
@@ -66,9 +67,7 @@ class Images:
         answers; in the latter case the image is in `away`."""
         id, offset, size, crc = self.id_of(row), int(row["offset"]), int(row["size"]), int(row["checksum"])
         known = self.catalogue.segments.get(id) or Known(id)
-        reader: SegmentReader | None = getattr(self._local, "reader", None)
-        if reader is None:
-            reader = self._local.reader = SegmentReader(16)
+        reader = self._reader()
         path = self.taskdir.segment(*id)
         try:
             return reader.read(path, offset, size, crc)
@@ -103,6 +102,20 @@ class Images:
                 self.away.add((id, offset))
         raise ImageDamaged(path=path, offset=offset, detail="; ".join(details)) from first
 
+    def fetch_many(self, rows: NDArray[Any]) -> list[memoryview | None]:
+        """The images of many rows of PLACED that are whole in the task directory, read in few pieces; `fetch` finds the
+        others."""
+        out: list[memoryview | None] = [None] * len(rows)
+        groups, which = np.unique(rows[["allocation", "droid", "segment"]], return_inverse=True)
+        for group in range(len(groups)):
+            numbers = np.flatnonzero(which == group)
+            some = rows[numbers]
+            path = self.taskdir.segment(*self.id_of(some[0]))
+            wanted = (some[name].tolist() for name in ("offset", "size", "checksum"))
+            for number, image in zip(numbers.tolist(), self._reader().read_many(path, *wanted), strict=True):
+                out[number] = image
+        return out
+
     def replace(self, placed: NDArray[Any]) -> None:
         """From now on these rows will be asked for. What is known of endpoints stays."""
         with self._lock:
@@ -116,6 +129,12 @@ class Images:
             endpoint.close()
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _reader(self) -> SegmentReader:
+        reader: SegmentReader | None = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = self._local.reader = SegmentReader(16)
+        return reader
 
     def _candidates(self, known: Known) -> list[Endpoint]:
         if not known.copies:
@@ -138,7 +157,7 @@ class Images:
             spans = self._spans.get(id)
             if spans is None:
                 spans = self._spans[id] = self._cut(id)
-            number = int(np.searchsorted([start for start, _ in spans], offset, "right")) - 1
+            number = bisect_right(spans, offset, key=itemgetter(0)) - 1
             start, size = spans[number]
             place = endpoint.name, id, number
             future = self._kept.get(place)

@@ -138,6 +138,7 @@ def _merge_once(
                 folder,
                 frozen.task,
                 total,
+                fetch_many=images.fetch_many,
                 file=file,
                 fingerprint=fingerprint,
                 attributes={"task": frozen.task, "fingerprint": fingerprint, "seed": frozen.seed},

@@ -22,12 +22,13 @@ import h5py
 import numpy as np
 
 from eventrange import image, records
-from eventrange.segment import SegmentReader, SegmentWriter, checksum
+from eventrange.segment import SegmentWriter, checksum
+from eventrange.segmentreader import SegmentReader
 from stageout.merge import merge, winners
 from yoda.bench import Figure
 
 
-def _write(folder: str, events: list[dict[str, Any]], size: int) -> tuple[Any, Callable[[Any], bytes], SegmentReader]:
+def _write(folder: str, events: list[dict[str, Any]], size: int) -> tuple[Any, Any, Any, SegmentReader]:
     path = os.path.join(folder, "0.tar")
     writer = SegmentWriter(path)
     rows = records.new(-(-len(events) // size), kind=records.Kind.DONE)
@@ -43,7 +44,10 @@ def _write(folder: str, events: list[dict[str, Any]], size: int) -> tuple[Any, C
     def fetch(row: Any) -> bytes:
         return reader.read(path, int(row["offset"]), int(row["size"]), int(row["checksum"]))
 
-    return winners(rows), fetch, reader
+    def fetch_many(rows: Any) -> list[memoryview | None]:
+        return reader.read_many(path, *(rows[name].tolist() for name in ("offset", "size", "checksum")))
+
+    return winners(rows), fetch, fetch_many, reader
 
 
 def _copy(source: str, target: str) -> None:
@@ -101,7 +105,7 @@ def _append(placed: Any, fetch: Callable[[Any], bytes], like: str, target: str) 
 
 def _case(events: list[dict[str, Any]], size: int, compression: str, repeat: int = 3) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        placed, fetch, reader = _write(folder, events, size)
+        placed, fetch, fetch_many, reader = _write(folder, events, size)
         merging: list[float] = []
         alone: list[float] = []
         copying: list[float] = []
@@ -111,7 +115,16 @@ def _case(events: list[dict[str, Any]], size: int, compression: str, repeat: int
             for threads, times in ((None, merging), (1, alone)):
                 begin = time.perf_counter()
                 out = os.path.join(folder, f"{number}-{threads}")
-                merge(placed, fetch, out, "bench", len(events), compression=compression, threads=threads)
+                merge(
+                    placed,
+                    fetch,
+                    out,
+                    "bench",
+                    len(events),
+                    fetch_many=fetch_many,
+                    compression=compression,
+                    threads=threads,
+                )
                 times.append(time.perf_counter() - begin)
             begin = time.perf_counter()
             _copy(os.path.join(out, "bench.h5"), os.path.join(folder, "copy.h5"))

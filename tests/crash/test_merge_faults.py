@@ -64,7 +64,9 @@ class Failing(Files):
 
 
 def _merge(task: Task, out: Path, files: Files | None = None, **options: Any) -> Any:
-    more = {} if files is None else {"files": files}
+    more: dict[str, Any] = {"fetch_many": task.fetch_many}
+    if files is not None:
+        more["files"] = files
     return merge(task.placed(), task.fetch, str(out), "t", COUNT, events_per_file=25, threads=2, **more, **options)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eventrange import image, segment
+from eventrange import image, segment, segmentreader
 from eventrange.durable import Files
 from eventrange.errors import CannotWrite, ImageDamaged
 
@@ -32,7 +32,7 @@ def _by_record(path: str, made: list[tuple[int, bytes]]) -> list[bool]:
     whole = []
     for offset, data in made:
         try:
-            whole.append(segment.read_image(path, offset, len(data), zlib.crc32(data)) == data)
+            whole.append(segmentreader.read_image(path, offset, len(data), zlib.crc32(data)) == data)
         except ImageDamaged:
             whole.append(False)
     return whole

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(__file__)), "unit"))
-from merging import Task, event, events_in, same, whole
+from merging import Task, event, events_in, numbers, same, whole
 
 from eventrange import records
 from eventrange.records import Kind
@@ -73,23 +73,24 @@ def test_winners_are_the_first_of_each_event(history: list[tuple[int, int, int, 
     st.sampled_from([1, 2]),
     st.sampled_from([None, 1, 13]),
     st.sampled_from([32, 500]),
+    st.sampled_from([event, numbers]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_same_bytes_from_any_history(
-    history: Any, threads: int, readers: int, per_file: int | None, chunk: int
+    history: Any, threads: int, readers: int, per_file: int | None, chunk: int, make: Any
 ) -> None:
     before = finalfile.CHUNK
     finalfile.CHUNK = chunk
     try:
         with tempfile.TemporaryDirectory() as folder:
             raw = []
-            task = Task(folder)
+            task = Task(folder, make)
             for start, stop, of, done in history:
                 if done:
                     task.done(start, stop, of)
                 else:
                     task.note(Kind.PENDING, start, stop, of)
-            calm = whole(os.path.join(folder, "calm"), COUNT, COUNT)
+            calm = whole(os.path.join(folder, "calm"), COUNT, COUNT, make)
             for made, workers in ((task, threads), (calm, 1)):
                 out = os.path.join(folder, f"out{len(raw)}")
                 merged = merge(
@@ -98,6 +99,7 @@ def test_same_bytes_from_any_history(
                     out,
                     "t",
                     COUNT,
+                    fetch_many=made.fetch_many if made is task else None,
                     threads=workers,
                     readers=readers,
                     events_per_file=per_file,
@@ -111,7 +113,7 @@ def test_same_bytes_from_any_history(
                     found |= events_in(os.path.join(out, name))
                 raw.append(contents)
                 assert list(found) == list(range(COUNT))
-                assert all(same(found[position], event(position)) for position in found)
+                assert all(same(found[position], make(position)) for position in found)
             assert raw[0] == raw[1]
     finally:
         finalfile.CHUNK = before

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eventrange import image, records
-from eventrange.segment import SegmentWriter, checksum, read_image
+from eventrange.segment import SegmentWriter, checksum
+from eventrange.segmentreader import SegmentReader, read_image
 from stageout.merge import winners
 
 
@@ -25,6 +26,11 @@ def event(position: int) -> dict[str, Any]:
         "words": np.array([f"w{n}" for n in range(position % 3)], "U4"),
         "label": f"event {position}",
     }
+
+
+def numbers(position: int) -> dict[str, Any]:
+    """The same without strings: such images are read many at a time."""
+    return {name: value for name, value in event(position).items() if name not in ("words", "label")}
 
 
 class Task:
@@ -56,11 +62,15 @@ class Task:
     def fetch(self, row: Any) -> bytes:
         return read_image(self.path, int(row["offset"]), int(row["size"]), int(row["checksum"]))
 
+    def fetch_many(self, rows: Any) -> list[memoryview | None]:
+        with SegmentReader() as reader:
+            return reader.read_many(self.path, *(rows[name].tolist() for name in ("offset", "size", "checksum")))
 
-def whole(folder: str, count: int, size: int = 7) -> Task:
+
+def whole(folder: str, count: int, size: int = 7, make: Callable[[int], dict[str, Any]] = event) -> Task:
     """A task of `count` events done in ranges of `size`."""
     os.makedirs(folder, exist_ok=True)
-    task = Task(folder)
+    task = Task(folder, make)
     for start in range(0, count, size):
         task.done(start, min(start + size, count))
     return task

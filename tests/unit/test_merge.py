@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
-from merging import Task, event, events_in, same, whole
+from merging import Task, event, events_in, numbers, same, whole
 
 from eventrange import image, records
 from eventrange.errors import FieldsChanged, ImageMissing, MergeIncomplete
@@ -23,9 +23,8 @@ from stageout.merge import gaps, merge, winners
 
 
 def _go(task: Task, out: Path, count: int, **options: Any) -> Any:
-    return merge(
-        task.placed(), task.fetch, str(out), "t", count, fingerprint="f00d", attributes={"seed": 42}, **options
-    )
+    options = {"fetch_many": task.fetch_many, "fingerprint": "f00d", "attributes": {"seed": 42}} | options
+    return merge(task.placed(), task.fetch, str(out), "t", count, **options)
 
 
 # --- winners ----------------------------------------------------------------------------------------------------------
@@ -104,17 +103,19 @@ def test_every_event_is_there_in_order(tmp_path: Path, compression: str) -> None
     assert sorted(os.listdir(tmp_path / "m")) == ["merge.json", "t.h5"]
 
 
-def test_chunks_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", [event, numbers])
+def test_chunks_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
     monkeypatch.setattr(finalfile, "CHUNK", 64)
     for compression in ("gzip", "lzf", "none"):
         raw = set()
         for size, threads, readers in ((1, 1, 1), (7, 3, 2), (200, 2, 1)):
-            task = whole(str(tmp_path / f"s{compression}{size}"), 100, size)
+            task = whole(str(tmp_path / f"s{compression}{size}"), 100, size, make)
             out = tmp_path / f"m{compression}{size}"
-            _go(task, out, 100, compression=compression, threads=threads, readers=readers)
+            many = task.fetch_many if threads > 1 else None
+            _go(task, out, 100, compression=compression, threads=threads, readers=readers, fetch_many=many)
             raw.add((out / "t.h5").read_bytes())
             found = events_in(str(out / "t.h5"))
-            assert all(same(found[position], event(position)) for position in range(100))
+            assert all(same(found[position], make(position)) for position in range(100))
         assert len(raw) == 1
 
 
@@ -182,8 +183,9 @@ def test_missing_events_are_named(tmp_path: Path) -> None:
     assert made.missing.tolist() == [[30, 31], [33, 40]] and made.events == 30
 
 
-def test_damage_is_collected_then_reported(tmp_path: Path) -> None:
-    task = whole(str(tmp_path / "s"), 30, 5)
+@pytest.mark.parametrize("make", [event, numbers])
+def test_damage_is_collected_then_reported(tmp_path: Path, make: Any) -> None:
+    task = whole(str(tmp_path / "s"), 30, 5, make)
     placed = task.placed()
     raw = bytearray(Path(task.path).read_bytes())
     for row in (1, 4):
@@ -199,14 +201,15 @@ def test_damage_is_collected_then_reported(tmp_path: Path) -> None:
     for start in (5, 20):  # what the next allocation does about it
         task.note(P, start, start + 5)
         task.done(start, start + 5)
-    whole_again = whole(str(tmp_path / "s2"), 30, 30)
+    whole_again = whole(str(tmp_path / "s2"), 30, 30, make)
     _go(whole_again, tmp_path / "m2", 30)
     _go(task, tmp_path / "m", 30)
     assert (tmp_path / "m" / "t.h5").read_bytes() == (tmp_path / "m2" / "t.h5").read_bytes()
 
 
-def test_image_of_other_events_or_none_is_damage(tmp_path: Path) -> None:
-    task = whole(str(tmp_path / "s"), 10, 5)
+@pytest.mark.parametrize("make", [event, numbers])
+def test_image_of_other_events_or_none_is_damage(tmp_path: Path, make: Any) -> None:
+    task = whole(str(tmp_path / "s"), 10, 5, make)
     task.records[0]["start"], task.records[0]["stop"] = 10, 15
     task.note(D, 0, 5)
     with pytest.raises(MergeIncomplete) as caught:

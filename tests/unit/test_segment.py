@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eventrange import segment
+from eventrange import segment, segmentreader
 from eventrange.errors import CannotWrite, ImageDamaged, ImageMissing
 
 NAMES = ["t.1-10.h5", "with space.11-20.h5", "n" * 150 + ".7.h5", "größe.3-4.h5", "empty.h5", "Range-00001.ev%1.h5"]
@@ -25,7 +25,7 @@ def test_archive_is_one_that_others_read(tmp_path: Path, kind: str) -> None:
     offsets = [out.append(name, data) for name, data in zip(NAMES, DATA, strict=True)]
     assert out.sync() == out.size == os.path.getsize(path)
     for offset, data in zip(offsets, DATA, strict=True):  # before it is sealed
-        assert segment.read_image(path, offset, len(data), zlib.crc32(data)) == data
+        assert segmentreader.read_image(path, offset, len(data), zlib.crc32(data)) == data
     sealed = out.seal()
     raw = Path(path).read_bytes()
     assert (sealed.size, sealed.adler32, sealed.sha256, sealed.members) == (
@@ -95,7 +95,7 @@ def test_zip_beyond_4_gib(tmp_path: Path) -> None:
     out.seal()
     with zipfile.ZipFile(path) as archive:
         assert archive.read("far") == b"image" and archive.read("farther") == b"image2"
-    assert segment.read_image(str(path), offset, 5, zlib.crc32(b"image")) == b"image"
+    assert segmentreader.read_image(str(path), offset, 5, zlib.crc32(b"image")) == b"image"
 
 
 def test_a_segment_is_never_appended_to_by_another(tmp_path: Path) -> None:
@@ -108,18 +108,18 @@ def test_a_segment_is_never_appended_to_by_another(tmp_path: Path) -> None:
 def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     path = str(tmp_path / "s.tar")
     with pytest.raises(ImageMissing):
-        segment.read_image(path, 0, 1, 0)
+        segmentreader.read_image(path, 0, 1, 0)
     with pytest.raises(ImageMissing):
         list(segment.scan(path))
     out = segment.SegmentWriter(path)
     offset = out.append("a", b"hello")
     out.seal()
     with pytest.raises(ImageDamaged, match="checksum"):
-        segment.read_image(path, offset, 5, 1)
+        segmentreader.read_image(path, offset, 5, 1)
     with pytest.raises(ImageDamaged, match="ends after"):
-        segment.read_image(path, offset, 50_000, 1)
+        segmentreader.read_image(path, offset, 50_000, 1)
     with pytest.raises(ImageDamaged):
-        segment.read_image(str(tmp_path), offset, 5, 1)
+        segmentreader.read_image(str(tmp_path), offset, 5, 1)
 
 
 def test_reader_keeps_few_files_open(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_reader_keeps_few_files_open(tmp_path: Path) -> None:
         offsets.append(out.append("a", b"hello"))
         out.seal()
     before = len(os.listdir("/proc/self/fd"))
-    with segment.SegmentReader(limit=3) as reader:
+    with segmentreader.SegmentReader(limit=3) as reader:
         for _ in range(2):
             for number, offset in enumerate(offsets):
                 assert reader.read(str(tmp_path / f"{number}.tar"), offset, 5, crc) == b"hello"
@@ -138,6 +138,35 @@ def test_reader_keeps_few_files_open(tmp_path: Path) -> None:
         with pytest.raises(ImageMissing):
             reader.read(str(tmp_path / "none.tar"), 0, 5, crc)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_many_images_in_few_reads_and_those_that_are_not_whole_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "s.tar")
+    images = [bytes([number]) * 3000 for number in range(60)]
+    out = segment.SegmentWriter(path)
+    offsets = [out.append("a", data) for data in images[:30]]
+    out.append("far", bytes(2 * segmentreader.GAP))
+    offsets += [out.append("a", data) for data in images[30:]]
+    out.seal()
+    reads: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: reads.append(size) or pread(fd, size, at))
+    crcs = [zlib.crc32(data) for data in images]
+    crcs[4] ^= 1
+    sizes = [len(data) for data in images]
+    sizes[59] = 10**6
+    order = [*range(59, -1, -2), *range(0, 60, 2)]
+    with segmentreader.SegmentReader() as reader:
+        wanted = ([values[n] for n in order] for values in (offsets, sizes, crcs))
+        found = dict(zip(order, reader.read_many(path, *wanted), strict=True))
+        assert len(reads) == 2
+        assert {n: None if view is None else bytes(view) for n, view in found.items()} == {
+            n: None if n in (4, 59) else images[n] for n in range(60)
+        }
+        assert reader.read_many(str(tmp_path / "none.tar"), [0], [1], [0]) == [None]
+        assert reader.read_many(path, [], [], []) == []
 
 
 def test_scan_of_a_foreign_tar(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from eventrange import records
 from eventrange.records import Kind
-from eventrange.segment import checksum, digest, read_image, writer
+from eventrange.segment import checksum, digest, writer
+from eventrange.segmentreader import read_image
 from stageout.repair import seal_left_open
 
 KINDS = ["tar", "zip"]

@@ -128,6 +128,14 @@ def test_storage_that_is_down_is_asked_once_and_is_no_damage(world: World) -> No
     assert images.offline == {"primary": "down", "failover": "down"}
 
 
+def test_many_at_once_are_those_whole_in_the_task_directory(world: World) -> None:
+    world.spoil(world.path, 3)
+    found = world.images().fetch_many(world.placed)
+    assert found[3] is None and [bytes(view) for view in found if view is not None] == IMAGES[:3] + IMAGES[4:]
+    world.path.unlink()
+    assert world.images().fetch_many(world.placed) == [None] * len(IMAGES)
+
+
 def test_missing_everywhere_is_damage(world: World) -> None:
     world.path.unlink()
     for path in world.copies.values():

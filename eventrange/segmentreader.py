@@ -1,0 +1,129 @@
+"""Images out of segments, by offset, size and checksum of the record: never by what the archive says of itself."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from eventrange.errors import ImageDamaged, ImageMissing
+
+GAP = 64 * 1024  #: bytes nobody wants that are read along rather than asking twice
+
+
+def read_image(source: str | int, offset: int, size: int, crc: int, path: str = "") -> bytes:
+    """The image at `offset` of a file (path or descriptor), checked. Raises ImageDamaged, ImageMissing."""
+    if isinstance(source, str):
+        try:
+            fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise unreadable(error, source, offset) from error
+        try:
+            return read_image(fd, offset, size, crc, source)
+        finally:
+            os.close(fd)
+    path = path or f"descriptor {source}"
+    try:
+        data = os.pread(source, size, offset)
+        while len(data) < size:
+            more = os.pread(source, size - len(data), offset + len(data))
+            if not more:
+                raise ImageDamaged(path=path, offset=offset, detail=f"the file ends after {len(data)} of {size} bytes")
+            data += more
+    except OSError as error:
+        raise unreadable(error, path, offset) from error
+    verify(data, size, crc, path, offset)
+    return data
+
+
+def verify(data: bytes | memoryview, size: int, crc: int, path: str, offset: int) -> None:
+    """Raise ImageDamaged unless `data` has the size and the checksum of its record."""
+    if len(data) != size:
+        raise ImageDamaged(path=path, offset=offset, detail=f"{len(data)} bytes, should be {size}")
+    found = zlib.crc32(data)
+    if found != crc:
+        raise ImageDamaged(path=path, offset=offset, detail=f"checksum {found:08x}, should be {crc:08x}")
+
+
+class SegmentReader:
+    """Reads images from many segments and keeps the last `limit` of them open. For one thread."""
+
+    def __init__(self, limit: int = 64) -> None:
+        self._limit = limit
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def read(self, path: str, offset: int, size: int, crc: int) -> bytes:
+        """The image, checked. Raises ImageDamaged, ImageMissing."""
+        return read_image(self._descriptor(path, offset), offset, size, crc, path)
+
+    def read_many(
+        self, path: str, offsets: Sequence[int], sizes: Sequence[int], crcs: Sequence[int]
+    ) -> list[memoryview | None]:
+        """Images of one segment, neighbours in one read; None for each that `read` should be asked for (and that
+        then says what is wrong). Holds as much memory as all of them together."""
+        out: list[memoryview | None] = [None] * len(offsets)
+        try:
+            fd = self._descriptor(path)
+            span: list[int] = []
+            begin = end = 0
+            for number in sorted(range(len(offsets)), key=offsets.__getitem__):
+                if span and offsets[number] > end + GAP:
+                    _read_span(fd, begin, end, span, offsets, sizes, crcs, out)
+                    span = []
+                if not span:
+                    begin = end = offsets[number]
+                span.append(number)
+                end = max(end, offsets[number] + sizes[number])
+            if span:
+                _read_span(fd, begin, end, span, offsets, sizes, crcs, out)
+        except (OSError, ImageDamaged):
+            pass  # what is missing is asked for again, one by one
+        return out
+
+    def _descriptor(self, path: str, offset: int = 0) -> int:
+        fd = self._open.get(path)
+        if fd is None:
+            try:
+                fd = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise unreadable(error, path, offset) from error
+            if len(self._open) > self._limit:
+                os.close(self._open.popitem(last=False)[1])
+        else:
+            self._open.move_to_end(path)
+        return fd
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __enter__(self) -> SegmentReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _read_span(
+    fd: int,
+    begin: int,
+    end: int,
+    numbers: Sequence[int],
+    offsets: Sequence[int],
+    sizes: Sequence[int],
+    crcs: Sequence[int],
+    out: list[memoryview | None],
+) -> None:
+    """One read for the images `numbers`, all within [begin, end) of the file; those that are whole go into `out`."""
+    view = memoryview(os.pread(fd, end - begin, begin))
+    for number in numbers:
+        at = offsets[number] - begin
+        image = view[at : at + sizes[number]]
+        if len(image) == sizes[number] and zlib.crc32(image) == crcs[number]:
+            out[number] = image
+
+
+def unreadable(error: OSError, path: str, offset: int) -> ImageDamaged:
+    kind = ImageMissing if isinstance(error, (FileNotFoundError, NotADirectoryError)) else ImageDamaged
+    return kind(path=path, offset=offset, detail=error.strerror or str(error))
