@@ -28,7 +28,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,7 @@ class CommandPayload:
         """Once per worker process, before its first event."""
         self._worker = worker
 
-    def process(self, event: Any, position: int) -> Fields:
-        """The fields of one event, from a process of its own."""
-        return self.process_events([event], [position])[0]
-
-    def process_events(
-        self, events: Sequence[Any], positions: Sequence[int], begin: Callable[[int], object] | None = None
-    ) -> list[Fields]:
+    def process_events(self, events: Sequence[Any], positions: Sequence[int]) -> list[Fields]:
         """The fields of the events at `positions`, ascending; one process for each run of neighbours in one file.
 
         `events` is not looked at: the program reads the input itself. Raises PayloadFailed.
@@ -91,8 +85,6 @@ class CommandPayload:
         if self._worker is None or self.axis is None:
             raise RuntimeError("start() and an axis come before the first event")
         made: list[Fields] = []
-        if begin is not None and len(positions):
-            begin(positions[0])
         for start, stop in _runs(positions):
             for number, low, high in self.axis.pieces(start, stop):
                 made += self._range(self._worker, self.axis, number, low, high)

@@ -28,7 +28,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -46,7 +46,7 @@ from droid.payload_checks import (
     nearest,
     signature_of,
 )
-from droid.randoms import random_for
+from droid.randoms import random_for, streams
 from eventrange.errors import (
     PayloadError,
     PayloadImport,
@@ -122,39 +122,33 @@ class Payload:
         except (Exception, SystemExit) as error:
             raise _stopped(self.name, f"{step}()", error) from error
 
-    def process(self, event: Any, position: int) -> Fields:
-        """The fields of one event. Lets through whatever the payload raises."""
-        if self._process is None:
-            return self.process_events([event], [position])[0]
-        fields = self._process(event, self._random(position))
-        return {} if fields is None else fields
+    def each(self, positions: Sequence[int]) -> Callable[[Any], Fields]:
+        """What gives the fields of the events at `positions`, to be called with each of them in turn. It lets through
+        whatever the payload raises; the next call is then for the next event."""
+        process, randoms = self._process, self._randoms(positions)
+        if process is None:
+            return lambda event: self._range([event], [next(randoms)])[0]
 
-    def process_events(
-        self, events: Sequence[Any], positions: Sequence[int], begin: Callable[[int], object] | None = None
-    ) -> list[Fields]:
+        def fields_of(event: Any) -> Fields:
+            fields = process(event, next(randoms))
+            return {} if fields is None else fields
+
+        return fields_of
+
+    def process_events(self, events: Sequence[Any], positions: Sequence[int]) -> list[Fields]:
         """The fields of each event; `positions` are theirs on the axis.
 
-        `begin(position)` is called before an event is worked on: before each, or once with the first for
-        `process_range`.
         Lets through whatever the payload raises; PayloadReturned where its answer has another length.
         """
+        if self._process is None:
+            return self._range(events, list(self._randoms(positions)))
+        fields_of = self.each(positions)
+        return [fields_of(event) for event in events]
+
+    def _randoms(self, positions: Sequence[int]) -> Iterator[Generator]:
         if self._seed is None:
             raise RuntimeError("start() comes before the first event")
-        process = self._process
-        if process is None:
-            if begin is not None and len(positions):
-                begin(positions[0])
-            return self._range(events, [self._random(position) for position in positions])
-        out = []
-        for event, position in zip(events, positions, strict=True):
-            if begin is not None:
-                begin(position)
-            fields = process(event, self._random(position))
-            out.append({} if fields is None else fields)
-        return out
-
-    def _random(self, position: int) -> Generator:
-        return random_for(self._seed, position if self.origin is None else self.origin(position))  # type: ignore[arg-type]
+        return streams(self._seed, positions if self.origin is None else list(map(self.origin, positions)))
 
     def _range(self, events: Sequence[Any], randoms: list[Generator]) -> list[Fields]:
         assert self._process_range is not None

@@ -52,7 +52,7 @@ class Work(Protocol):
     per_event: bool
     needs_events: bool
 
-    def process(self, event: Any, position: int) -> dict[str, Any]: ...
+    def each(self, positions: Sequence[int]) -> Callable[[Any], dict[str, Any]]: ...
 
     def process_events(self, events: Sequence[Any], positions: Sequence[int]) -> list[dict[str, Any]]: ...
 
@@ -153,7 +153,7 @@ class WorkerLoop:
 
     def _per_event(self, work: Range, events: Sequence[Any], begun: tuple[float, float, float]) -> None:
         start, stop, attempt = work
-        process, enter, slot, times = self.payload.process, self.slot.enter, self.slot, self._times
+        process, enter, slot, times = self.payload.each(range(start, stop)), self.slot.enter, self.slot, self._times
         made: list[dict[str, Any]] = []
         first = start
         before = asked = begun[1]
@@ -168,7 +168,7 @@ class WorkerLoop:
                 asked = before
                 slot.used(cpu_seconds())
             try:
-                made.append(process(events[at - start], at))
+                made.append(process(events[at - start]))
             except BaseException as error:  # sys.exit() in a payload ends an event, not a worker
                 self._done(first, made, attempt, begun)
                 self._failed(at, attempt, _code(error), text_of(error), (time.time(), before, cpu_seconds()))

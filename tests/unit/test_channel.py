@@ -98,7 +98,7 @@ def test_one_process_per_run_of_neighbours_in_one_file(make: Make) -> None:
 
 
 def test_generate_counts_on_the_axis(make: Make) -> None:
-    fields = make(ECHO, *ALL).process(None, 99)
+    fields = make(ECHO, *ALL).process_events([None], [99])[0]
     assert (fields["name"], fields["first"], fields["last"]) == ("generate", 100, 100)
 
 
@@ -109,13 +109,13 @@ def test_without_output_standard_output_is_read(make: Make) -> None:
 
 def test_output_may_have_a_suffix(make: Make) -> None:
     payload = make("#!/bin/sh\necho '{\"x\": 1}' > $1\n", "{output}.json")
-    assert payload.process(None, 0) == {"x": 1}
+    assert payload.process_events([None], [0])[0] == {"x": 1}
 
 
 def test_a_program_on_the_path_and_awk_braces(tmp_path: Path) -> None:
     payload = CommandPayload(["awk", 'BEGIN {print "{\\"x\\": {first}}"}'], tmp_path, axis=Axis.generate(5))
     payload.start(Worker(0, 1, tmp_path, 1))
-    assert payload.process(None, 2) == {"x": 3}
+    assert payload.process_events([None], [2])[0] == {"x": 3}
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_failures_carry_their_evidence(make: Make, text: str, code: int, says: s
 def test_last_words_are_kept_short(make: Make) -> None:
     payload = make("#!/bin/sh\nseq 100000 >&2; exit 1\n", "{output}")
     with pytest.raises(PayloadFailed) as caught:
-        payload.process(None, 0)
+        payload.process_events([None], [0])[0]
     assert len(caught.value.stderr) <= 4000 and caught.value.stderr.endswith("100000")
     assert "99980" not in str(caught.value) and "99999" in str(caught.value)
 
@@ -157,7 +157,7 @@ def test_a_failure_can_be_sent_to_another_process(make: Make) -> None:
     import pickle
 
     with pytest.raises(PayloadFailed) as caught:
-        make("#!/bin/sh\necho why >&2; exit 4\n", "{output}").process(None, 0)
+        make("#!/bin/sh\necho why >&2; exit 4\n", "{output}").process_events([None], [0])[0]
     other = pickle.loads(pickle.dumps(caught.value))
     assert (str(other), other.code, other.stderr) == (str(caught.value), 4, "why")
 
@@ -181,7 +181,7 @@ def test_options_other_than_fields_are_refused(make: Make, options: dict[str, An
 
 def test_a_child_that_stays_behind_does_not_keep_us_waiting(make: Make) -> None:
     payload = make('#!/bin/sh\nsleep 60 &\necho $! > pid\necho "{\\"pid\\": $!}" > $1\n', "{output}")
-    pid = payload.process(None, 0)["pid"]  # returns although the sleeper holds the program's stderr
+    pid = payload.process_events([None], [0])[0]["pid"]  # returns although the sleeper holds the program's stderr
     os.kill(pid, signal.SIGKILL)
 
 
@@ -194,7 +194,7 @@ def test_the_program_dies_with_its_worker(tmp_path: Path) -> None:
         script = "cd {tmp_path}; echo $$ > pid.tmp; mv pid.tmp pid; exec sleep 60"
         payload = CommandPayload(["sh", "-c", script], "/", axis=Axis.generate(1))
         payload.start(Worker(0, 1, Path("{tmp_path}"), 1))
-        payload.process(None, 0)
+        payload.process_events([None], [0])[0]
     """
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)]) as worker:
         pid = tmp_path / "pid"

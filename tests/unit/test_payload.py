@@ -54,7 +54,7 @@ def test_function_with_options(write: Write) -> None:
     first, second = payload.process_events([2, 5], [10, 11])
     assert (first["x"], second["x"]) == (6, 15)
     assert second["r"] == random_for(9, 11).random()
-    assert payload.process(2, 10) == first
+    assert payload.process_events([2], [10]) == [first]
 
 
 def test_class_with_every_method(write: Write) -> None:
@@ -86,7 +86,7 @@ def test_process_range_gives_one_dict_per_event(write: Write) -> None:
     made = payload.process_events([1, 2, 3], [7, 8, 9])
     assert [fields["mass"] for fields in made] == [2.0, 4.0, 6.0]
     assert (made[2]["pt"] == random_for(5, 9).random(3)).all()
-    assert payload.process(3, 9)["mass"] == 6.0
+    assert payload.each([9])(3)["mass"] == 6.0
     assert payload.process_events([], []) == []
 
 
@@ -96,21 +96,25 @@ def test_no_fields_may_be_said_in_two_ways(write: Write) -> None:
     assert started(load(spec)).process_events([1, 2], [0, 1]) == [{}, {}]
 
 
-def test_begin_is_called_before_each_event_or_once_per_range(write: Write) -> None:
-    seen: list[Any] = []
-    payload = started(load(write("def P(event, random): event.append('worked')")))
-    payload.process_events([seen, seen], [4, 5], seen.append)
-    assert seen == [4, "worked", 5, "worked"]
-    seen.clear()
-    payload = started(load(write("class P:\n def process_range(self, events, randoms): events[0].append('worked')")))
-    payload.process_events([seen, seen], [4, 5], seen.append)
-    assert seen == [4, "worked"]
-
-
 def test_what_the_payload_raises_is_not_touched(write: Write) -> None:
     payload = started(load(write("def P(event, random): return {'x': 1 / event}")))
     with pytest.raises(ZeroDivisionError):
         payload.process_events([1, 0], [0, 1])
+
+
+def test_an_event_after_one_that_raised_gets_its_own_random_numbers(write: Write) -> None:
+    payload = started(load(write("def P(event, random): return {'x': random.random() / event}")), seed=3)
+    fields_of = payload.each(range(10, 13))
+    assert fields_of(1)["x"] == random_for(3, 10).random()
+    with pytest.raises(ZeroDivisionError):
+        fields_of(0)
+    assert fields_of(1)["x"] == random_for(3, 12).random()
+
+
+def test_stop_iteration_of_a_payload_does_not_end_the_events(write: Write) -> None:
+    payload = started(load(write("def P(event, random): return {'x': next(iter(event))}")))
+    with pytest.raises(StopIteration):
+        payload.process_events([[1], [], [2]], [0, 1, 2])
 
 
 def test_siblings_can_be_imported_also_later(write: Write, tmp_path: Path) -> None:
@@ -122,14 +126,14 @@ def test_siblings_can_be_imported_also_later(write: Write, tmp_path: Path) -> No
             import physics_helper_b
             return {"x": VALUE + physics_helper_b.VALUE}
     """)
-    assert started(load(spec)).process(None, 0) == {"x": 33}
+    assert started(load(spec)).process_events([None], [0])[0] == {"x": 33}
 
 
 def test_two_files_of_one_name_are_two_modules(write: Write) -> None:
     one = load(write("def P(event, random): return {'x': 1}", file="a/same.py"))
     two = load(write("def P(event, random): return {'x': 2}", file="b/same.py"))
-    assert started(one).process(None, 0) == {"x": 1}
-    assert started(two).process(None, 0) == {"x": 2}
+    assert started(one).process_events([None], [0])[0] == {"x": 1}
+    assert started(two).process_events([None], [0])[0] == {"x": 2}
 
 
 def test_classes_of_a_payload_file_can_be_pickled(write: Write) -> None:
@@ -142,12 +146,12 @@ def test_classes_of_a_payload_file_can_be_pickled(write: Write) -> None:
 def test_a_module_on_the_path(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write("def P(event, random): return {'x': 5}", file="analysis_pkg/code.py")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert started(load("analysis_pkg.code:P")).process(None, 0) == {"x": 5}
+    assert started(load("analysis_pkg.code:P")).process_events([None], [0])[0] == {"x": 5}
 
 
 def test_static_methods_and_defaults_are_fine(write: Write) -> None:
     spec = write("class P:\n @staticmethod\n def process(event, random=None, more=1): return {'x': more}")
-    assert started(load(spec)).process(None, 0) == {"x": 1}
+    assert started(load(spec)).process_events([None], [0])[0] == {"x": 1}
 
 
 def test_events_before_start_are_a_bug_of_the_caller(write: Write) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.random import Generator, Philox, SeedSequence
 
-from droid.payload import random_for
+from droid.randoms import random_for, streams
 
 
 def test_golden_values() -> None:
@@ -27,6 +27,14 @@ def test_it_is_plain_philox_that_anyone_can_make_again() -> None:
     key = SeedSequence([0x596F6461, 7]).generate_state(2, np.uint64)
     by_hand = Generator(Philox(key=key, counter=np.array([0, 0, 123, 0], np.uint64)))
     assert (random_for(7, 123).random(100) == by_hand.random(100)).all()
+
+
+def test_streams_are_those_of_each_event() -> None:
+    positions = [*range(5, 70), 3, 2**40]
+    made = list(streams(7, positions))
+    assert len({id(one) for one in made}) == len({id(one.bit_generator) for one in made}) == len(positions)
+    assert [one.random() for one in made] == [random_for(7, position).random() for position in positions]
+    assert list(streams(7, range(0))) == []
 
 
 def test_every_call_gives_an_object_of_its_own() -> None:

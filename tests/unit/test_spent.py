@@ -44,11 +44,14 @@ class SlowInput:
 class Echo:
     per_event = needs_events = True
 
-    def process(self, event: Any, position: int) -> dict[str, Any]:
-        until = time.process_time() + 0.02
-        while time.process_time() < until:
-            pass
-        return {"x": event}
+    def each(self, positions: Any) -> Any:
+        def process(event: Any) -> dict[str, Any]:
+            until = time.process_time() + 0.02
+            while time.process_time() < until:
+                pass
+            return {"x": event}
+
+        return process
 
 
 def test_a_worker_tells_how_long_it_waited_for_input() -> None:
