@@ -3,11 +3,11 @@
 An image holds the dataset `event` (int64 positions) and, per field, either one dataset (n, *shape) or, where the first
 axis varies from event to event, `<field>` (rows of all events one after another) and `<field>_count` (n,).
 
-Most of what HDF5 costs is making metadata, and ranges of equal shape have equal metadata. So HDF5 makes an empty file
-with every dataset allocated, what of it lies between the values is kept as a template, and making an image is joining
-the two. Behind the end of the HDF5 file (HDF5 ignores what is there) follows a small index of the same offsets, so that
-reading needs no HDF5 either. Strings are the exception: HDF5 keeps them in heaps of its own, so those go through HDF5
-both ways.
+Most of what HDF5 costs is making metadata, and all images of a task have the same but for a few numbers. So HDF5 makes
+a file with empty datasets once, and making an image is putting the numbers in and the values behind (skeleton.py).
+Behind the end of the HDF5 file (HDF5 ignores what is there) follows a small index of the same offsets, so that reading
+needs no HDF5 either. Strings are the exception: HDF5 keeps them in heaps of its own, so those go through HDF5 both
+ways.
 """
 
 from __future__ import annotations
@@ -22,21 +22,19 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5f, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from eventrange.errors import ImageDamaged, ImageTooBig
 from eventrange.fields import Column, Image, check_columns, describe, gather, schema_of
+from eventrange.hdf5file import Kinds, empty, whole
+from eventrange.skeleton import Skeleton
 
 __all__ = ["Column", "Image", "build", "build_columns", "read", "schema"]
 
 _TAIL = struct.Struct("<I8s")
 _MAGIC = b"YodaIdx1"
 _LARGEST = 2**32 - 1
-_CACHED_TEMPLATES, _LARGEST_TEMPLATE = 64, 256 * 1024  #: how many, and bytes without the values
-
-#: name, dtype, shape of every dataset of an image, in the order they are made
-Plan = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+_CACHED_KINDS = 64
 
 
 def schema(event: Mapping[str, Any]) -> str:
@@ -117,15 +115,15 @@ def schema_of_image(image: Image) -> str:
 
 def _assemble(positions: NDArray[np.int64], columns: Mapping[str, Column], attributes: Mapping[str, Any]) -> bytes:
     arrays: list[NDArray[Any]] = [positions]
-    plan: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = [("event", positions.dtype, positions.shape)]
+    plan: list[tuple[str, np.dtype[Any], int]] = [("event", positions.dtype, 1)]
     size = positions.nbytes
     for name, (values, counts) in columns.items():
         arrays.append(values)
-        plan.append((name, values.dtype, values.shape))
+        plan.append((name, values.dtype, values.ndim))
         size += values.nbytes
         if counts is not None:
             arrays.append(counts)
-            plan.append((f"{name}_count", counts.dtype, counts.shape))
+            plan.append((f"{name}_count", counts.dtype, 1))
     if size > _LARGEST - 2**20:
         raise ImageTooBig(start=int(positions[0]), stop=int(positions[-1]) + 1, size=size)
     pieces, which = _template(tuple(plan), attributes, arrays)
@@ -140,100 +138,76 @@ def _bytes(array: NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
+class _Kind:
+    """All images with the same fields, dtypes and attributes: their skeleton, and the last template made of it."""
+
+    def __init__(self, kinds: Kinds, attributes: Mapping[str, Any]) -> None:
+        self.skeleton = Skeleton(*empty(kinds, attributes), [axes for _, _, axes in kinds])
+        words = [json.dumps([name, describe(dtype)], separators=(",", ":"))[:-1] for name, dtype, _ in kinds]
+        self._words = [f"{word},[" for word in words]
+        self._shapes: tuple[tuple[int, ...], ...] = ()
+        self._template: Template = (), ()
+
+    def template(self, arrays: Sequence[NDArray[Any]]) -> Template:
+        shapes = tuple([array.shape for array in arrays])
+        if shapes != self._shapes:
+            sizes = [array.nbytes for array in arrays]
+            head, offsets = self.skeleton.fill(shapes, sizes)
+            which = tuple([number for number, size in enumerate(sizes) if size])
+            index = zip(self._words, shapes, offsets, strict=True)
+            text = ",".join([f"{word}{','.join(map(str, shape))}],{offset}]" for word, shape, offset in index])
+            padding = [bytes(-sizes[number] % 8) for number in which]
+            pieces = [head, *padding]
+            pieces[-1] += _tail(f"[{text}]")
+            self._shapes, self._template = shapes, (tuple(pieces), which)
+        return self._template
+
+
 #: What is before, between and behind the values, and the numbers of the arrays that go in between. Arrays that are not
 #: mentioned are in the pieces already, or empty.
 Template = tuple[tuple[bytes, ...], tuple[int, ...]]
 
-_templates: OrderedDict[Any, Template] = OrderedDict()
+_kinds: OrderedDict[Any, _Kind | None] = OrderedDict()
 
 
-def _template(plan: Plan, attributes: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> Template:
+def _template(plan: Kinds, attributes: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> Template:
     """An image with all but the values."""
-    if any(dtype.kind == "O" for _, dtype, _ in plan):
-        return _make(plan, attributes, arrays)
-    key = (plan, tuple((name, type(value), value) for name, value in attributes.items()))
-    try:
-        made = _templates.get(key)
-    except TypeError:  # an attribute that is an array
-        return _make(plan, attributes, arrays)
-    if made is None:
-        made = _templates[key] = _make(plan, attributes, arrays)
-        if sum(map(len, made[0])) > _LARGEST_TEMPLATE:
-            del _templates[key]
-        elif len(_templates) > _CACHED_TEMPLATES:
-            _templates.popitem(last=False)
-    else:
-        _templates.move_to_end(key)
-    return made
+    kind = None
+    if not any(dtype.kind == "O" for _, dtype, _ in plan):
+        try:
+            key = (plan, tuple([(name, type(value), value) for name, value in attributes.items()]))
+            kind = _kinds.get(key)
+            if kind is None and key not in _kinds:
+                kind = _kinds[key] = _new_kind(plan, attributes)
+                if len(_kinds) > _CACHED_KINDS:
+                    _kinds.popitem(last=False)
+        except TypeError:  # an attribute that is an array
+            pass
+    return kind.template(arrays) if kind is not None else _through_hdf5(plan, attributes, arrays)
 
 
-def _make(plan: Plan, attributes: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> Template:
-    creation, access, numbers, strings = _properties()
-    file = h5f.create(b"image", h5f.ACC_TRUNC, creation, access)
+def _new_kind(kinds: Kinds, attributes: Mapping[str, Any]) -> _Kind | None:
     try:
-        offsets = []
-        index = []
-        for (name, dtype, shape), array in zip(plan, arrays, strict=True):
-            properties = strings if dtype.kind == "O" else numbers
-            made = h5d.create(file, name.encode(), _type(dtype), h5s.create_simple(shape), properties)
-            offset = -1
-            if dtype.kind == "O":
-                made.write(h5s.ALL, h5s.ALL, array.astype(h5py.string_dtype()))
-            elif array.size:
-                offset = made.get_offset()
-            offsets.append(offset)
-            index.append([name, describe(dtype), shape, offset])
-        for name, value in attributes.items():
-            _attribute(file, name, value)
-        h5f.flush(file)
-        body = file.get_file_image()
-    finally:
-        file.close()
-    text = json.dumps(index, separators=(",", ":")).encode()
+        return _Kind(kinds, attributes)
+    except ValueError:  # an HDF5 library that writes the old format in another way
+        return None
+
+
+def _through_hdf5(kinds: Kinds, attributes: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> Template:
+    body, offsets = whole(kinds, attributes, arrays)
+    pairs = zip(kinds, arrays, offsets, strict=True)
+    index = [[name, describe(dtype), array.shape, offset] for (name, dtype, _), array, offset in pairs]
     which = sorted((number for number, offset in enumerate(offsets) if offset >= 0), key=offsets.__getitem__)
     pieces, at = [], 0
     for number in which:
         pieces.append(body[at : offsets[number]])
         at = offsets[number] + arrays[number].nbytes
-    return (*pieces, b"".join((body[at:], text, _TAIL.pack(len(text), _MAGIC)))), tuple(which)
+    return (*pieces, body[at:] + _tail(json.dumps(index, separators=(",", ":")))), tuple(which)
 
 
-def _attribute(file: Any, name: str, value: Any) -> None:
-    if isinstance(value, str):
-        value = np.array(value.encode() or b"\0")
-    array = np.asarray(value)
-    made = h5a.create(
-        file, name.encode(), _type(array.dtype), h5s.create_simple(array.shape) if array.ndim else _scalar()
-    )
-    made.write(array)
-
-
-@lru_cache(maxsize=1)
-def _scalar() -> Any:
-    return h5s.create(h5s.SCALAR)
-
-
-@lru_cache(maxsize=1)
-def _properties() -> tuple[Any, Any, Any, Any]:
-    """Property lists: nothing that depends on the clock, small blocks, every dataset in one piece from the start."""
-    creation = h5p.create(h5p.FILE_CREATE)
-    creation.set_obj_track_times(False)
-    access = h5p.create(h5p.FILE_ACCESS)
-    access.set_fapl_core(4096, False)
-    access.set_fclose_degree(h5f.CLOSE_STRONG)  # an error in the middle must not leave the file open
-    access.set_libver_bounds(h5f.LIBVER_V18, h5f.LIBVER_V110)
-    numbers, strings = h5p.create(h5p.DATASET_CREATE), h5p.create(h5p.DATASET_CREATE)
-    for dataset in (numbers, strings):
-        dataset.set_layout(h5d.CONTIGUOUS)
-        dataset.set_alloc_time(h5d.ALLOC_TIME_EARLY)
-        dataset.set_obj_track_times(False)
-    numbers.set_fill_time(h5d.FILL_TIME_NEVER)  # strings must be filled, says HDF5
-    return creation, access, numbers, strings
-
-
-@lru_cache(maxsize=256)
-def _type(dtype: np.dtype[Any]) -> Any:
-    return h5t.py_create(h5py.string_dtype() if dtype.kind == "O" else dtype, logical=True)
+def _tail(index: str) -> bytes:
+    text = index.encode()
+    return text + _TAIL.pack(len(text), _MAGIC)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from eventrange import image
+from eventrange import hdf5file, image, skeleton
 from eventrange.errors import FieldRefused, FieldsChanged, ImageDamaged, ImageTooBig
 
 POINT = np.dtype([("x", "f4"), ("n", "i2", (3,)), ("inner", [("ok", "?"), ("tag", "S4")])])
@@ -70,7 +72,7 @@ def test_every_kind_of_field_comes_back(kind: str) -> None:
             assert str(column.values.tolist()) == str(file[name][()].tolist())
             assert (column.counts is None) == (f"{name}_count" not in file)
     assert image.build(10, [10, 11, 12], [dict(reversed(event.items())) for event in events], {"task": "t"}) == data
-    image._templates.clear()
+    image._kinds.clear()
     assert image.build(10, None, events, {"task": "t"}) == data
     assert image.build_columns(found_image.positions, found_image.fields, {"task": "t"}) == data
     assert image.schema_of_image(found_image) == image.schema(events[0])
@@ -206,7 +208,101 @@ def test_attributes_are_plain_hdf5() -> None:
     assert other != data
 
 
-def test_template_cache_stays_small() -> None:
+def test_cache_of_kinds_stays_small() -> None:
     for n in range(1, 200):
-        image.build(0, None, [{"a": np.zeros(n)}])
-    assert len(image._templates) <= image._CACHED_TEMPLATES
+        image.build(0, None, [{f"a{n}": 1}])
+    assert len(image._kinds) <= image._CACHED_KINDS
+
+
+@given(
+    st.dictionaries(
+        st.text("abcäß_~ .-", min_size=1, max_size=12).filter(lambda name: name != "." and not name.endswith("_count")),
+        st.tuples(st.sampled_from(["?", "<i2", "<u8", "<f2", "<f4", "<f8", "<c16", "S3"]), st.integers(0, 4)),
+        max_size=40,
+    ),
+    st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_h5py_reads_what_was_put_together(kinds: dict[str, tuple[str, int]], data: st.DataObject) -> None:
+    """Any number of fields, axes and events: one kind of image after the other, without HDF5 making each."""
+    for _ in range(2):
+        events = data.draw(st.integers(1, 5))
+        columns = {}
+        for name, (dtype, axes) in kinds.items():
+            shape = (events, *data.draw(st.lists(st.integers(0, 3), min_size=axes, max_size=axes)))
+            raw = np.arange(int(np.prod(shape)) * np.dtype(dtype).itemsize, dtype=np.uint8) % 2
+            values = np.frombuffer(raw.tobytes(), dtype).reshape(shape)
+            columns[name] = image.Column(values)
+            if axes and data.draw(st.booleans()):
+                counts = np.full(events, shape[1])
+                counts[0] += 1
+                tail = np.zeros((1, *shape[2:]), dtype)
+                rows = values.reshape(events * shape[1], *shape[2:])
+                columns[name] = image.Column(np.concatenate((tail, rows)), counts)
+        made = image.build_columns(np.arange(events), columns, {"task": "t", "seed": 7})
+        with h5py.File(io.BytesIO(made)) as file:
+            assert file["event"][()].tolist() == list(range(events)) and file.attrs["seed"] == 7
+            for name, (values, counts) in image.read(made).fields.items():
+                put = columns[name]
+                assert file[name].dtype == values.dtype == put.values.dtype
+                assert file[name][()].tobytes() == values.tobytes() == put.values.tobytes()
+                assert file[name].shape == values.shape
+                if counts is not None and put.counts is not None:
+                    assert file[f"{name}_count"][()].tolist() == counts.tolist() == put.counts.tolist()
+
+
+def test_hdf5_is_asked_once_for_all_images_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    image._kinds.clear()
+    asked: list[Any] = []
+    empty = image.empty
+    monkeypatch.setattr(image, "empty", lambda *given: asked.append(given) or empty(*given))
+    monkeypatch.setattr(image, "whole", lambda *given: pytest.fail("one image made by HDF5"))
+    for n in range(1, 9):
+        image.build(0, None, [{"a": 1.0, "b": np.ones(k)} for k in range(n)])
+    assert len(asked) == 2, "the first has one length for all its events, the others do not"
+
+
+def test_where_hdf5_writes_something_unknown_it_makes_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = [{"a": 1.0, "b": np.ones(k)} for k in range(3)]
+    expected = image.read(image.build(0, None, events))
+    image._kinds.clear()
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver="latest") as file:
+        file["a"] = 1.0
+    monkeypatch.setattr(image, "empty", lambda *given: (buffer.getvalue(), [96] * 4))
+    data = image.build(0, None, events)
+    assert str(image.read(data).fields) == str(expected.fields)
+    with h5py.File(io.BytesIO(data)) as file:
+        assert file["b"][()].tolist() == [1.0] * 3
+    image._kinds.clear()
+
+
+def test_a_skeleton_is_made_of_nothing_but_what_it_knows() -> None:
+    body, (address,) = hdf5file.empty((("a", np.dtype("f8"), 2),), {})
+    found = dict(skeleton._messages(body, address))
+    space, layout = found[1], found[8]
+    skeleton.Skeleton(body, [address], [2])
+    for at in (
+        0,
+        8,
+        13,
+        14,
+        address,
+        space,
+        space + 1,
+        space + 2,
+        space + 8,
+        space + 31,
+        layout,
+        layout + 1,
+        layout + 9,
+    ):
+        spoilt = bytearray(body)
+        spoilt[at] ^= 0xFE
+        with pytest.raises(ValueError):
+            skeleton.Skeleton(bytes(spoilt), [address], [2])
+    for wrong in ([address + 8], [len(body)], [len(body) - 4]):
+        with pytest.raises(ValueError):
+            skeleton.Skeleton(body, wrong, [2])
+    with pytest.raises(ValueError):
+        skeleton.Skeleton(body, [address], [3])
