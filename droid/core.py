@@ -76,6 +76,11 @@ class DroidCore:
         return self.pace.times
 
     @property
+    def hurried(self) -> bool:
+        """Whether moments count: nothing is pending at Yoda, or all is to end."""
+        return self.draining or self.holding.remaining == 0
+
+    @property
     def seconds_per_event(self) -> float:
         return self.pace.seconds_per_event
 
@@ -277,7 +282,7 @@ class DroidCore:
                 if w.given and not w.killed:
                     w.killed = "drain"
                     out.append(Kill(index, "the grace period is over"))
-        return out + self._balance(slots)
+        return out + self.balance(slots)
 
     def drain(self, now: float, grace: float, said: bool = False) -> list[Instruction]:
         """Start nothing new, finish the events at hand, give back the rest. Kills what is not done in time.
@@ -324,7 +329,11 @@ class DroidCore:
         if back:
             return [Rows(returned(back, Code.REVOKED))]
         self.holding.reclaim = events
-        return self._balance(slots)
+        return self.balance(slots)
+
+    def balance(self, slots: NDArray[Any]) -> list[Instruction]:
+        """At the tail: whom to ask for what it has too much of, for those that have nothing."""
+        return [] if self.draining or self.stopped else list(self.holding.balance(slots))
 
     # -- inner workings ----------------------------------------------------------------------------------------------
 
@@ -343,9 +352,6 @@ class DroidCore:
 
     def _assign(self) -> list[Instruction]:
         return [] if self.draining or self.stopped else list(self.holding.assign())
-
-    def _balance(self, slots: NDArray[Any]) -> list[Instruction]:
-        return [] if self.draining or self.stopped else list(self.holding.balance(slots))
 
 
 def _ranges(rows: NDArray[Any]) -> list[Range]:

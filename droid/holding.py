@@ -139,12 +139,26 @@ class Holding:
             if not self.backlog:
                 break
             ranges = self._take(spe, len(hungry) - number, waiting)
-            taken = sum(stop - start for start, stop, _ in ranges)
-            w.given.extend(ranges)
-            w.events += taken
-            waiting -= taken
+            waiting -= self._give(w, ranges)
             out.append(Assign(index, ranges))
+        # The next one, too, so that nobody waits for us between two ranges. Not where events are long: what is behind
+        # the event at hand cannot be called back before that ends.
+        if self.remaining and 0 < spe < AHEAD_SECONDS:
+            whole = self.size or self.pace.range_events(self.range_seconds)
+            for index, w in enumerate(self.workers):
+                if waiting >= whole and w.state == "ready" and len(w.given) == 1 and not (w.killed or w.cut):
+                    ranges = self._take(spe, 1, waiting)
+                    waiting -= self._give(w, ranges)
+                    out.append(Assign(index, ranges))
         return out
+
+    @staticmethod
+    def _give(w: Worker, ranges: list[Range]) -> int:
+        """How many events these are."""
+        count = sum(stop - start for start, stop, _ in ranges)
+        w.given.extend(ranges)
+        w.events += count
+        return count
 
     def _hungry(self, w: Worker, spe: float, idle: bool) -> bool:
         """Whether `w` takes more. At the tail only who has nothing does, while there is any such."""

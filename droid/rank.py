@@ -37,7 +37,7 @@ from eventrange.taskdir import TaskDir
 if TYPE_CHECKING:
     from droid.stageout import Uploads  # a Droid without stage-out does not import it
 
-TICK = 0.25  #: seconds between looks at the clock: limits, grace, heartbeat
+TICK, QUICK = 0.5, 0.1  #: seconds between looks at the clock (limits, grace, heartbeat), and where moments count
 HEARTBEAT = 5.0  #: seconds between reports when there is nothing to report
 TAIL_HEARTBEAT = 1.0  #: and at the tail of a task, where Yoda needs to know who is on what
 TAIL_HEARTBEATS = 1000.0  #: of these per second are enough for Yoda, from all Droids together
@@ -135,7 +135,7 @@ class DroidShell:
                 self._message(messages.decode(got[1]))
             now = time.monotonic()
             if now >= tick_at:
-                tick_at = now + TICK
+                tick_at = now + (QUICK if self.core.hurried else TICK)
                 self._tick(now)
             self._commit(now)
             held = self._report(now)
@@ -326,6 +326,8 @@ class DroidShell:
                 self.slots.cut(index, False)
             self.store.add(rows, images, keep, time.monotonic())
             self._do(todo)
+            if self.core.hurried:  # who is idle now gets what others hold
+                self._do(self.core.balance(self.slots.snapshot()))
 
     def worker_exited(self, index: int, how: str, last: Last) -> None:
         if f"signal {int(signal.SIGKILL)} " in how and not self.core.workers[index].killed:

@@ -98,6 +98,11 @@ class Dispatcher:
         return self.roster.in_state("active", "doubted", "spare")
 
     @property
+    def hurried(self) -> bool:
+        """Whether moments count: Droids are starting, nothing is pending, or all is to end."""
+        return bool(self.draining or self.roster.awaited) or not self.ledger.pending
+
+    @property
     def drained(self) -> bool:
         """Draining, and every Droid that could has said Bye."""
         return bool(self.draining) and not self.at_work

@@ -28,7 +28,7 @@ from eventrange.errors import CANNOT_WRITE, CannotWrite
 from eventrange.journal import JournalWriter
 from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Write
 
-TICK = 0.1  #: seconds between looks at the clock
+TICK, QUICK = 0.5, 0.1  #: seconds between looks at the clock, and where moments count
 FAILURES_SAID = 100  #: failed attempts told one by one; a payload that fails on all of a million events is one story
 SUSPENDED = 1.0  #: a loop that did not turn for so long was stopped, and could hear nobody
 PULSE = 10.0  #: seconds between signs of life in the journal
@@ -110,10 +110,10 @@ class MasterShell:
                 moved = True
                 self._message(*got)
             now = time.monotonic()
-            if now >= tick_at:
+            if now >= tick_at or (self.dispatcher.complete and not self.dispatcher.draining):
                 suspended = now - last if now - last > SUSPENDED else 0.0
                 self._tick(now, suspended, begun)
-                tick_at = now + TICK
+                tick_at = now + (QUICK if self.dispatcher.hurried else TICK)
                 if now >= pulse_at:
                     self._pulse()
                     pulse_at = now + PULSE

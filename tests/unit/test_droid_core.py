@@ -560,7 +560,7 @@ def test_a_worker_that_has_more_than_what_was_revoked_lives() -> None:
 
 def test_what_others_work_on_is_dropped_and_the_event_at_hand_finished() -> None:
     d = Droid(2)
-    d.measured(0.01)
+    d.measured(0.2)
     d.granted((0, 40), (60, 80), size=10)
     held = [list(w.given) for w in d.core.workers]
     assert held[0][0] == (0, 10, 0) and held[1][0] == (10, 20, 0) and backlog(d)
@@ -633,3 +633,29 @@ def test_images_on_the_way_to_disk_are_discarded_when_yoda_knows_other_fields() 
 def test_the_first_word_of_yoda_about_fields_discards_nothing() -> None:
     d = Droid(1)
     assert not of(d.granted((0, 2), schema="A"), Discard)
+
+
+def test_the_next_range_is_there_before_the_last_is_done() -> None:
+    d = Droid(2)
+    d.measured(0.02)
+    todo = d.granted((0, 40), size=10)
+    assert [ranges([step]) for step in of(todo, Assign)] == [[(0, 10)], [(10, 20)], [(20, 30)], [(30, 40)]]
+    assert not backlog(d) and d.core.holding.events == 40
+    d.granted((40, 65), size=10)
+    _, _, todo = d.results(1, (Kind.DONE, 10, 20))
+    assert ranges(todo) == [(40, 50)] and [r[:2] for r in d.core.workers[1].given] == [(30, 40), (40, 50)]
+    _, _, todo = d.results(0, (Kind.DONE, 0, 10))
+    assert ranges(todo) == [(50, 60)]
+    _, _, todo = d.results(0, (Kind.DONE, 20, 30))
+    assert not of(todo, Assign), "what is left is less than a whole range, and nobody waits"
+    _, _, todo = d.results(0, (Kind.DONE, 50, 60))
+    assert ranges(todo) == [(60, 65)]
+
+
+@pytest.mark.parametrize(("seconds", "remaining"), [(0.2, 100), (0.01, 0)])
+def test_the_next_range_waits_where_events_are_long_or_nothing_is_pending(seconds: float, remaining: int) -> None:
+    """What is behind the event at hand cannot be called back before that ends."""
+    d = Droid(2)
+    d.measured(seconds)
+    d.granted((0, 40), size=10, remaining=remaining)
+    assert [len(w.given) for w in d.core.workers] == [1, 1] and len(backlog(d)) == 1
