@@ -139,26 +139,12 @@ class Holding:
             if not self.backlog:
                 break
             ranges = self._take(spe, len(hungry) - number, waiting)
-            waiting -= self._give(w, ranges)
+            taken = sum(stop - start for start, stop, _ in ranges)
+            w.given.extend(ranges)
+            w.events += taken
+            waiting -= taken
             out.append(Assign(index, ranges))
-        # The next one, too, so that nobody waits for us between two ranges. Not where events are long: what is behind
-        # the event at hand cannot be called back before that ends.
-        if self.remaining and 0 < spe < AHEAD_SECONDS:
-            whole = self.size or self.pace.range_events(self.range_seconds)
-            for index, w in enumerate(self.workers):
-                if waiting >= whole and w.state == "ready" and len(w.given) == 1 and not (w.killed or w.cut):
-                    ranges = self._take(spe, 1, waiting)
-                    waiting -= self._give(w, ranges)
-                    out.append(Assign(index, ranges))
         return out
-
-    @staticmethod
-    def _give(w: Worker, ranges: list[Range]) -> int:
-        """How many events these are."""
-        count = sum(stop - start for start, stop, _ in ranges)
-        w.given.extend(ranges)
-        w.events += count
-        return count
 
     def _hungry(self, w: Worker, spe: float, idle: bool) -> bool:
         """Whether `w` takes more. At the tail only who has nothing does, while there is any such."""
@@ -170,23 +156,29 @@ class Holding:
         """At the tail: take the rest of the longest range from its worker for those that have nothing."""
         if self.backlog or self.size:  # a range of fixed size stays whole
             return []
-        local = self.remaining == 0 and any(w.idle for w in self.workers)
-        if not local and not self.reclaim:
+        # Those that are asked already come back soon, with work for one worker each, or with what Yoda wants.
+        idle = sum(w.idle for w in self.workers) - sum(w.cut == "local" for w in self.workers)
+        local = self.remaining == 0 and idle > 0
+        wanted = self.reclaim
+        if not local and not wanted:
             return []
         spe = self.pace.seconds_per_event
-        best, most = -1, max(1.0, 0.02 / spe if spe else 0.0)
+        best, most, soon = -1, max(1.0, 0.02 / spe if spe else 0.0), False
         for index, w in enumerate(self.workers):
-            if w.cut or w.killed or not w.given:
-                continue
             event = int(slots["event"][index])
-            begun = sum(
-                min(max(event + 1 - start, 0), stop - start) for start, stop, _ in w.given if start <= event < stop
-            )
+            begun = sum(event + 1 - start for start, stop, _ in w.given if start <= event < stop)
+            soon = soon or bool(w.cut) or (w.state == "ready" and bool(w.given) and not begun)
+            if w.killed or not begun:  # who has not begun keeps what was just given: it would only come and go
+                continue
             rest = w.events - max(begun, int(slots["count"][index]))
-            if rest >= most:
+            if w.cut == "yoda":
+                wanted -= rest
+            elif not w.cut and rest >= most:
                 best, most = index, rest
+        if not local and wanted <= 0:
+            return []
         if best < 0:
-            self.reclaim = 0
+            self.reclaim *= soon
             return []
         self.workers[best].cut = "local" if local else "yoda"
         return [Cut(best)]

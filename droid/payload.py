@@ -143,7 +143,7 @@ class Payload:
         if self._process is None:
             return self._range(events, list(self._randoms(positions)))
         fields_of = self.each(positions)
-        return [fields_of(event) for event in events]
+        return [fields_of(event) for event, _ in zip(events, positions, strict=True)]
 
     def _randoms(self, positions: Sequence[int]) -> Iterator[Generator]:
         if self._seed is None:

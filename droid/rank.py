@@ -134,8 +134,9 @@ class DroidShell:
                 moved = True
                 self._message(messages.decode(got[1]))
             now = time.monotonic()
+            tick_at = min(tick_at, now + QUICK) if self.core.hurried else tick_at
             if now >= tick_at:
-                tick_at = now + (QUICK if self.core.hurried else TICK)
+                tick_at = now + TICK
                 self._tick(now)
             self._commit(now)
             held = self._report(now)

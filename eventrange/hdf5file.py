@@ -14,6 +14,7 @@ import numpy as np
 from h5py import h5a, h5d, h5f, h5o, h5p, h5s, h5t
 from numpy.typing import NDArray
 
+_LARGEST = 32 * 1024  #: bytes of an attribute in the oldest format; HDF5 ends at 64 kB, and writes files it cannot read
 #: name, dtype and number of axes of every dataset, in the order they are made
 Kinds = tuple[tuple[str, np.dtype[Any], int], ...]
 
@@ -37,7 +38,9 @@ def whole(kinds: Kinds, attributes: Mapping[str, Any], arrays: Sequence[NDArray[
 
 def empty(kinds: Kinds, attributes: Mapping[str, Any]) -> tuple[bytes, list[int]]:
     """A file of the oldest format, whose datasets have no events and no values, and where the object header of each
-    is."""
+    is. Raises ValueError for attributes that this format cannot hold."""
+    if any(np.asarray(value).nbytes > _LARGEST for value in attributes.values()):
+        raise ValueError("an attribute is too large")
     file = h5f.create(b"image", h5f.ACC_TRUNC, _creation(), _access(h5f.LIBVER_EARLIEST))
     try:
         addresses = []

@@ -177,7 +177,9 @@ def _template(plan: Kinds, attributes: Mapping[str, Any], arrays: Sequence[NDArr
         try:
             key = (plan, tuple([(name, type(value), value) for name, value in attributes.items()]))
             kind = _kinds.get(key)
-            if kind is None and key not in _kinds:
+            if key in _kinds:
+                _kinds.move_to_end(key)
+            else:
                 kind = _kinds[key] = _new_kind(plan, attributes)
                 if len(_kinds) > _CACHED_KINDS:
                     _kinds.popitem(last=False)
@@ -189,7 +191,7 @@ def _template(plan: Kinds, attributes: Mapping[str, Any], arrays: Sequence[NDArr
 def _new_kind(kinds: Kinds, attributes: Mapping[str, Any]) -> _Kind | None:
     try:
         return _Kind(kinds, attributes)
-    except ValueError:  # an HDF5 library that writes the old format in another way
+    except ValueError:  # attributes too large, or an HDF5 library that writes the old format in another way
         return None
 
 

@@ -22,7 +22,7 @@ class _Pieces(NamedTuple):
     events: int
     end: int  #: bytes the image has at least
     where: tuple[slice, ...]
-    counts: tuple[tuple[int, bytes], ...]  #: those it does not store: place among the pieces, bytes
+    counts: tuple[tuple[int, int], ...]  #: those it does not store: place among the pieces, and what each event has
     rows: tuple[int, ...]  #: of each field with counts
 
 
@@ -39,7 +39,7 @@ def _pieces(text: bytes, jagged: frozenset[str]) -> _Pieces | None:
     where = [slice(offset, end)]
     kinds: list[tuple[str, np.dtype[Any], tuple[int, ...], bool]] = []
     rows: list[int] = []
-    made: list[tuple[int, bytes]] = []
+    made: list[tuple[int, int]] = []
     for name, counts in inside.fields:
         dtype, shape, offset, count = arrays[name]
         stored, counted = arrays.get(counts), counts in arrays or name in jagged
@@ -58,10 +58,15 @@ def _pieces(text: bytes, jagged: frozenset[str]) -> _Pieces | None:
         elif counted:
             if len(shape) < 2:
                 return None
-            made.append((len(where) + len(made), np.full(events, shape[1], np.int64).tobytes()))
+            made.append((len(where) + len(made), shape[1]))
             rows.append(events * shape[1])
         kinds.append((name, dtype, shape[2:] if counted and stored is None else shape[1:], counted))
     return _Pieces(_same(tuple(kinds)), events, end, tuple(where), tuple(made), tuple(rows))
+
+
+@lru_cache(maxsize=8)
+def _repeated(count: int, events: int) -> bytes:
+    return np.full(events, count, np.int64).tobytes()
 
 
 @lru_cache(maxsize=256)
@@ -93,8 +98,8 @@ def read_together(datas: Iterable[bytes | memoryview], jagged: frozenset[str] = 
                 return None
             kinds = found.kinds
         parts: list[Any] = list(map(view.__getitem__, found.where))
-        for at, counts in found.counts:
-            parts.insert(at, counts)
+        for at, count in found.counts:
+            parts.insert(at, _repeated(count, found.events))
         gathered.append(parts)
         rows.append(found.rows)
         events.append(found.events)

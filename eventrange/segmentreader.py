@@ -67,7 +67,7 @@ class SegmentReader:
             fd = self._descriptor(path)
             span: list[int] = []
             begin = end = 0
-            for number in sorted(range(len(offsets)), key=offsets.__getitem__):
+            for number in sorted((n for n, size in enumerate(sizes) if size), key=offsets.__getitem__):
                 if span and offsets[number] > end + GAP:
                     _read_span(fd, begin, end, span, offsets, sizes, crcs, out)
                     span = []

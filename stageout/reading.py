@@ -108,7 +108,7 @@ def _looked_at(plan: Plan, row: int) -> Image | None:
     if row in plan.damaged:
         return None
     try:
-        return _read_one(plan, row, plan.placed[row])
+        return _checked(plan.placed[row], _fetch_one(plan, plan.placed[row]))
     except ImageDamaged as error:
         plan.damaged[row] = error
         return None
@@ -118,7 +118,7 @@ def _batch(plan: Plan, layouts: list[Layout], low: int, high: int) -> Batch:
     rows = [row for row in range(low, high) if row not in plan.damaged]
     damaged: dict[int, ImageDamaged] = {}
     places = plan.placed[rows]
-    found = _together(plan, layouts, places, data := _fetched(plan, rows, places, damaged))
+    found = _together(layouts, places, data := _fetched(plan, rows, places, damaged))
     images = [found] if found is not None else []
     if found is None:
         for row, place, image in zip(rows, places, data, strict=True):
@@ -139,7 +139,9 @@ def _fetched(
     plan: Plan, rows: list[int], places: NDArray[Any], damaged: dict[int, ImageDamaged]
 ) -> list[bytes | memoryview | None]:
     """The images of `rows`, None for those that are now in `damaged`."""
-    many = plan.fetch_many(places) if plan.fetch_many is not None else [None] * len(rows)
+    many: list[memoryview | None] = [None] * len(rows)
+    if plan.fetch_many is not None and len(rows) > 1:
+        many = plan.fetch_many(places)
     out: list[bytes | memoryview | None] = []
     for row, place, image in zip(rows, places, many, strict=True):
         try:
@@ -150,10 +152,10 @@ def _fetched(
     return out
 
 
-def _together(
-    plan: Plan, layouts: list[Layout], places: NDArray[Any], data: list[bytes | memoryview | None]
-) -> Image | None:
+def _together(layouts: list[Layout], places: NDArray[Any], data: list[bytes | memoryview | None]) -> Image | None:
     """All of `data` as one image if they can be read so, and hold the events they should."""
+    if len(data) == 1:  # a large one, which joining would copy
+        return None
     there = [image for image in data if image is not None]
     found = read_together(there, frozenset(layout.name for layout in layouts if layout.jagged))
     if found is None:
@@ -172,10 +174,6 @@ def _together(
         return found
     inside = np.repeat(keep_start, counts) <= found.positions
     return found.select(inside & (found.positions < np.repeat(keep_stop, counts)))
-
-
-def _read_one(plan: Plan, row: int, place: Any) -> Image:
-    return _checked(place, _fetch_one(plan, place))
 
 
 def _fetch_one(plan: Plan, place: Any) -> bytes:

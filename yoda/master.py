@@ -110,10 +110,11 @@ class MasterShell:
                 moved = True
                 self._message(*got)
             now = time.monotonic()
+            tick_at = min(tick_at, now + QUICK) if self.dispatcher.hurried else tick_at
             if now >= tick_at or (self.dispatcher.complete and not self.dispatcher.draining):
                 suspended = now - last if now - last > SUSPENDED else 0.0
                 self._tick(now, suspended, begun)
-                tick_at = now + (QUICK if self.dispatcher.hurried else TICK)
+                tick_at = now + TICK
                 if now >= pulse_at:
                     self._pulse()
                     pulse_at = now + PULSE

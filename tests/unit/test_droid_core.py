@@ -635,27 +635,58 @@ def test_the_first_word_of_yoda_about_fields_discards_nothing() -> None:
     assert not of(d.granted((0, 2), schema="A"), Discard)
 
 
-def test_the_next_range_is_there_before_the_last_is_done() -> None:
-    d = Droid(2)
-    d.measured(0.02)
-    todo = d.granted((0, 40), size=10)
-    assert [ranges([step]) for step in of(todo, Assign)] == [[(0, 10)], [(10, 20)], [(20, 30)], [(30, 40)]]
-    assert not backlog(d) and d.core.holding.events == 40
-    d.granted((40, 65), size=10)
-    _, _, todo = d.results(1, (Kind.DONE, 10, 20))
-    assert ranges(todo) == [(40, 50)] and [r[:2] for r in d.core.workers[1].given] == [(30, 40), (40, 50)]
-    _, _, todo = d.results(0, (Kind.DONE, 0, 10))
-    assert ranges(todo) == [(50, 60)]
-    _, _, todo = d.results(0, (Kind.DONE, 20, 30))
-    assert not of(todo, Assign), "what is left is less than a whole range, and nobody waits"
-    _, _, todo = d.results(0, (Kind.DONE, 50, 60))
-    assert ranges(todo) == [(60, 65)]
+def test_what_was_just_given_is_not_taken_back() -> None:
+    """At the tail a Droid looks at once whom to take work from: not from the one it was given to a moment ago."""
+    d = Droid(4)
+    d.granted((0, 4), remaining=0)
+    _, _, todo = d.results(0, (Kind.DONE, 0, 1))
+    assert not of(todo, Assign) and d.core.holding.busy == 3
+    d.slots["event"] = -1
+    assert not of(d.core.balance(d.slots), Cut), "one event each, none of them begun"
+    d.results(1, (Kind.DONE, 1, 2))
+    d.granted((10, 40), remaining=0)
+    assert d.core.holding.busy == 4
+    for _ in range(3):
+        assert not of(d.core.balance(d.slots), Cut)
 
 
-@pytest.mark.parametrize(("seconds", "remaining"), [(0.2, 100), (0.01, 0)])
-def test_the_next_range_waits_where_events_are_long_or_nothing_is_pending(seconds: float, remaining: int) -> None:
-    """What is behind the event at hand cannot be called back before that ends."""
+def test_as_many_are_asked_for_work_as_there_are_idle() -> None:
+    d = Droid(8)
+    d.measured(1.0)
+    d.granted((0, 80), seconds=10.0, remaining=100)
+    for worker in range(8):
+        d.on(worker, d.core.workers[worker].given[0][0])
+    d.granted(remaining=0, seconds=10.0)
+    start, stop, _ = d.core.workers[7].given[0]
+    while backlog(d):
+        d.core.holding.backlog.clear()
+    d.results(7, (Kind.DONE, start, stop))
+    d.on(7, -1)
+    asked = [step for _ in range(10) for step in of(d.core.balance(d.slots), Cut)]
+    assert len(asked) == 1, "one is idle"
+
+
+def test_no_more_is_asked_back_than_yoda_wants() -> None:
+    d = Droid(8)
+    d.measured(1.0)
+    d.granted((0, 80), seconds=10.0, remaining=100)
+    d.core.holding.backlog.clear()
+    for worker in range(8):
+        d.on(worker, d.core.workers[worker].given[0][0])
+    asked = of(d.core.reclaimed(3, d.slots), Cut)
+    asked += [step for _ in range(10) for step in of(d.core.balance(d.slots), Cut)]
+    assert len(asked) == 1 and d.core.holding.reclaim == 3
+    (worker,) = [step.worker for step in asked]
+    start, stop, _ = d.core.workers[worker].given[0]
+    d.results(worker, (Kind.DONE, start, start + 1), (Kind.RETURNED, start + 1, stop))
+    assert d.core.holding.reclaim == 0
+
+
+def test_yoda_is_not_refused_because_nobody_has_begun_yet() -> None:
     d = Droid(2)
-    d.measured(seconds)
-    d.granted((0, 40), size=10, remaining=remaining)
-    assert [len(w.given) for w in d.core.workers] == [1, 1] and len(backlog(d)) == 1
+    d.measured(1.0)
+    d.granted((0, 20), seconds=10.0, remaining=100)
+    d.core.holding.backlog.clear()
+    assert not of(d.core.reclaimed(3, d.slots), Cut) and d.core.holding.reclaim == 3
+    d.on(0, d.core.workers[0].given[0][0])
+    assert of(d.core.balance(d.slots), Cut) == [Cut(0)]

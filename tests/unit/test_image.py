@@ -262,6 +262,14 @@ def test_hdf5_is_asked_once_for_all_images_of_a_kind(monkeypatch: pytest.MonkeyP
     assert len(asked) == 2, "the first has one length for all its events, the others do not"
 
 
+@pytest.mark.parametrize("size", [32_768, 32_769, 65_500])
+def test_large_attributes(size: int) -> None:
+    attributes = {"task": "t" * size}
+    data = image.build(0, None, [{"a": 1}], attributes)
+    with h5py.File(io.BytesIO(data)) as file:
+        assert len(file.attrs["task"]) == size and file["a"][()].tolist() == [1]
+
+
 def test_where_hdf5_writes_something_unknown_it_makes_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
     events = [{"a": 1.0, "b": np.ones(k)} for k in range(3)]
     expected = image.read(image.build(0, None, events))

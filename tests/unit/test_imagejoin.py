@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventrange import image
+from eventrange import image, imagejoin
 from eventrange.fields import Image
 from eventrange.imagejoin import read_together
 
@@ -111,3 +112,16 @@ def test_an_index_that_contradicts_itself_is_not_trusted() -> None:
     }
     found = {name: read_together([_with_index(data, change)]) is not None for name, change in changes.items()}
     assert found == {name: name == "as it was" for name in changes}
+
+
+def test_counts_that_no_image_stores_are_not_kept() -> None:
+    """What is known of an index is kept for many of them: it must not grow with the events."""
+    events = 20_000
+    for rows in range(1, 40):
+        columns = {"a": np.zeros((events, 1)), "b": np.zeros((events, rows))}
+        data = image.build_columns(np.arange(events), {name: image.Column(array) for name, array in columns.items()})
+        found = read_together([data], frozenset({"a", "b"}))
+        assert found is not None and found.fields["b"].counts is not None
+        assert (found.fields["b"].counts == rows).all() and len(found.fields["b"].values) == rows * events
+        pieces = imagejoin._pieces(image.index_text(memoryview(data)), frozenset({"a", "b"}))
+        assert len(pickle.dumps(pieces)) < 2000

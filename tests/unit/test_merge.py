@@ -242,6 +242,14 @@ def test_fields_that_change_between_images(tmp_path: Path) -> None:
         assert os.listdir(tmp_path / "m") == []
 
 
+def test_an_image_that_was_never_written_is_said_to_be_so(tmp_path: Path) -> None:
+    task = whole(str(tmp_path / "s"), 200, 1, numbers)
+    for name in ("size", "offset", "checksum"):
+        task.records[63][name] = 0  # none of the images that are looked at first
+    with pytest.raises(MergeIncomplete, match="no image was written for events 63 to 64"):
+        _go(task, tmp_path / "m", 200)
+
+
 def test_no_events_at_all(tmp_path: Path) -> None:
     made = merge(winners(records.new(0)), lambda row: b"", str(tmp_path), "t", 3, quarantined=np.array([[0, 3]]))
     assert made.events == 0 and made.quarantined.tolist() == [[0, 3]]

@@ -111,6 +111,13 @@ def test_an_event_after_one_that_raised_gets_its_own_random_numbers(write: Write
     assert fields_of(1)["x"] == random_for(3, 12).random()
 
 
+def test_events_and_positions_must_be_as_many(write: Write) -> None:
+    payload = started(load(write("def P(event, random): return {'x': event}")))
+    for events, positions in (([1], [0, 1]), ([1, 2], [0])):
+        with pytest.raises(ValueError):
+            payload.process_events(events, positions)
+
+
 def test_stop_iteration_of_a_payload_does_not_end_the_events(write: Write) -> None:
     payload = started(load(write("def P(event, random): return {'x': next(iter(event))}")))
     with pytest.raises(StopIteration):
