@@ -59,6 +59,7 @@ for _name in PACKAGES:
 ENTRY = os.path.abspath(eventrange.entry.__file__)
 CORES = len(os.sched_getaffinity(0))
 _TICKS = os.sysconf("SC_CLK_TCK")
+GONE = 0.1  #: CPU seconds that cannot be missing from a tree unless processes have ended
 
 
 def median(values: list[float]) -> float:
@@ -281,10 +282,15 @@ class Sampler:
     def others(self, begin: float, end: float) -> float:
         """CPU seconds that other processes, and the hypervisor, took between two unix times."""
         times, total, tree = np.array(self.samples).T
-        # A process that has ended and was not reaped yet is missing from the tree for a moment; CPU time never goes
-        # down.
+        # Once processes of the tree have ended, what they used since the last sample is nobody's: it must not count as
+        # that of others. So what comes then is taken to be as what was before.
+        whole = end
+        gone = np.flatnonzero((times > begin) & (tree < np.maximum.accumulate(tree) - GONE))
+        if len(gone) and times[gone[0]] > begin + 1.0:
+            whole = min(end, float(times[gone[0] - 1]))
         elsewhere = np.maximum.accumulate(total - np.maximum.accumulate(tree))
-        return float(np.diff(np.interp([begin, end], times, elsewhere))[0])
+        found = float(np.diff(np.interp([begin, whole], times, elsewhere))[0])
+        return found * (end - begin) / (whole - begin)
 
     def tree_used(self, begin: float, end: float) -> float:
         """CPU seconds the tree itself used between two unix times."""
