@@ -178,7 +178,8 @@ class Holding:
         if not local and wanted <= 0:
             return []
         if best < 0:
-            self.reclaim *= soon
+            if not soon:
+                self.reclaim = 0
             return []
         self.workers[best].cut = "local" if local else "yoda"
         return [Cut(best)]

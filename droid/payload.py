@@ -123,11 +123,10 @@ class Payload:
             raise _stopped(self.name, f"{step}()", error) from error
 
     def each(self, positions: Sequence[int]) -> Callable[[Any], Fields]:
-        """What gives the fields of the events at `positions`, to be called with each of them in turn. It lets through
-        whatever the payload raises; the next call is then for the next event."""
+        """What gives the fields of the events at `positions`, to be called with each of them in turn; for payloads that
+        are `per_event`. It lets through whatever the payload raises; the next call is then for the next event."""
         process, randoms = self._process, self._randoms(positions)
-        if process is None:
-            return lambda event: self._range([event], [next(randoms)])[0]
+        assert process is not None
 
         def fields_of(event: Any) -> Fields:
             fields = process(event, next(randoms))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from numpy.typing import NDArray
 
 from eventrange.errors import ImageDamaged, ImageMissing
 
@@ -57,26 +61,23 @@ class SegmentReader:
         """The image, checked. Raises ImageDamaged, ImageMissing."""
         return read_image(self._descriptor(path, offset), offset, size, crc, path)
 
-    def read_many(
-        self, path: str, offsets: Sequence[int], sizes: Sequence[int], crcs: Sequence[int]
-    ) -> list[memoryview | None]:
-        """Images of one segment, neighbours in one read; None for each that `read` should be asked for (and that
-        then says what is wrong). Holds as much memory as all of them together."""
-        out: list[memoryview | None] = [None] * len(offsets)
+    def read_many(self, path: str, images: NDArray[Any]) -> list[memoryview | None]:
+        """Images of one segment, of which `images` (k,) has the fields offset, size and checksum; neighbours in one
+        read. None for each that `read` should be asked for (and that then says what is wrong). Holds as much memory as
+        all of them together."""
+        out: list[memoryview | None] = [None] * len(images)
+        wanted = [images[name].tolist() for name in ("offset", "size", "checksum")]
+        order = sorted(entry for entry in zip(*wanted, range(len(images)), strict=True) if entry[1])
+        at = 0
         try:
             fd = self._descriptor(path)
-            span: list[int] = []
-            begin = end = 0
-            for number in sorted((n for n, size in enumerate(sizes) if size), key=offsets.__getitem__):
-                if span and offsets[number] > end + GAP:
-                    _read_span(fd, begin, end, span, offsets, sizes, crcs, out)
-                    span = []
-                if not span:
-                    begin = end = offsets[number]
-                span.append(number)
-                end = max(end, offsets[number] + sizes[number])
-            if span:
-                _read_span(fd, begin, end, span, offsets, sizes, crcs, out)
+            for begin, end, count in spans((offset, size) for offset, size, *_ in order):
+                view = memoryview(os.pread(fd, end - begin, begin))
+                for offset, size, crc, number in order[at : at + count]:
+                    image = view[offset - begin : offset - begin + size]
+                    if len(image) == size and zlib.crc32(image) == crc:
+                        out[number] = image
+                at += count
         except (OSError, ImageDamaged):
             pass  # what is missing is asked for again, one by one
         return out
@@ -105,23 +106,19 @@ class SegmentReader:
         self.close()
 
 
-def _read_span(
-    fd: int,
-    begin: int,
-    end: int,
-    numbers: Sequence[int],
-    offsets: Sequence[int],
-    sizes: Sequence[int],
-    crcs: Sequence[int],
-    out: list[memoryview | None],
-) -> None:
-    """One read for the images `numbers`, all within [begin, end) of the file; those that are whole go into `out`."""
-    view = memoryview(os.pread(fd, end - begin, begin))
-    for number in numbers:
-        at = offsets[number] - begin
-        image = view[at : at + sizes[number]]
-        if len(image) == sizes[number] and zlib.crc32(image) == crcs[number]:
-            out[number] = image
+def spans(images: Iterable[tuple[int, int]], most: float = math.inf) -> Iterator[tuple[int, int, int]]:
+    """(begin, end, images) of the reads for `images`, (offset, size) each, in the order of their offsets. Of at most
+    `most` bytes, but for an image that is larger."""
+    begin = end = count = 0
+    for offset, size in images:
+        if count and (offset - end > GAP or offset + size - begin > most):
+            yield begin, end, count
+            count = 0
+        if not count:
+            begin = end = offset
+        end, count = max(end, offset + size), count + 1
+    if count:
+        yield begin, end, count
 
 
 def unreadable(error: OSError, path: str, offset: int) -> ImageDamaged:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eventrange.errors import ImageDamaged, StorageCorrupt, StorageError, StorageMissing
-from eventrange.segmentreader import GAP, SegmentReader, verify
+from eventrange.segmentreader import SegmentReader, spans, verify
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue, Known, SegmentId
 from stageout.endpoint import Endpoint
@@ -109,10 +109,8 @@ class Images:
         groups, which = np.unique(rows[["allocation", "droid", "segment"]], return_inverse=True)
         for group in range(len(groups)):
             numbers = np.flatnonzero(which == group)
-            some = rows[numbers]
-            path = self.taskdir.segment(*self.id_of(some[0]))
-            wanted = (some[name].tolist() for name in ("offset", "size", "checksum"))
-            for number, image in zip(numbers.tolist(), self._reader().read_many(path, *wanted), strict=True):
+            path = self.taskdir.segment(*self.id_of(rows[numbers[0]]))
+            for number, image in zip(numbers.tolist(), self._reader().read_many(path, rows[numbers]), strict=True):
                 out[number] = image
         return out
 
@@ -197,14 +195,5 @@ class Images:
             column = placed[field][order[low:high]]
             low, high = low + int(np.searchsorted(column, value)), low + int(np.searchsorted(column, value, "right"))
         rows = placed[order[low:high]]
-        spans: list[_Span] = []
-        begin = end = -1
-        for offset, size in zip(rows["offset"].tolist(), rows["size"].tolist(), strict=True):
-            if begin >= 0 and offset - end <= GAP and offset + size - begin <= SPAN:
-                end = max(end, offset + size)
-                continue
-            if begin >= 0:
-                spans.append((begin, end - begin))
-            begin, end = offset, offset + size
-        spans.append((begin, end - begin))
-        return spans
+        places = zip(rows["offset"].tolist(), rows["size"].tolist(), strict=True)
+        return [(begin, end - begin) for begin, end, _ in spans(places, SPAN)]

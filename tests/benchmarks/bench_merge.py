@@ -45,7 +45,7 @@ def _write(folder: str, events: list[dict[str, Any]], size: int) -> tuple[Any, A
         return reader.read(path, int(row["offset"]), int(row["size"]), int(row["checksum"]))
 
     def fetch_many(rows: Any) -> list[memoryview | None]:
-        return reader.read_many(path, *(rows[name].tolist() for name in ("offset", "size", "checksum")))
+        return reader.read_many(path, rows)
 
     return winners(rows), fetch, fetch_many, reader
 

@@ -64,7 +64,7 @@ class Task:
 
     def fetch_many(self, rows: Any) -> list[memoryview | None]:
         with SegmentReader() as reader:
-            return reader.read_many(self.path, *(rows[name].tolist() for name in ("offset", "size", "checksum")))
+            return reader.read_many(self.path, rows)
 
 
 def whole(folder: str, count: int, size: int = 7, make: Callable[[int], dict[str, Any]] = event) -> Task:

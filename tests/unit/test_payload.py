@@ -86,7 +86,7 @@ def test_process_range_gives_one_dict_per_event(write: Write) -> None:
     made = payload.process_events([1, 2, 3], [7, 8, 9])
     assert [fields["mass"] for fields in made] == [2.0, 4.0, 6.0]
     assert (made[2]["pt"] == random_for(5, 9).random(3)).all()
-    assert payload.each([9])(3)["mass"] == 6.0
+    assert payload.process_events([3], [9])[0]["mass"] == 6.0
     assert payload.process_events([], []) == []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eventrange import segment, segmentreader
+from eventrange import records, segment, segmentreader
 from eventrange.errors import CannotWrite, ImageDamaged, ImageMissing
 
 NAMES = ["t.1-10.h5", "with space.11-20.h5", "n" * 150 + ".7.h5", "größe.3-4.h5", "empty.h5", "Range-00001.ev%1.h5"]
@@ -159,14 +159,15 @@ def test_many_images_in_few_reads_and_those_that_are_not_whole_left_out(
     sizes[59] = 10**6
     order = [*range(59, -1, -2), *range(0, 60, 2)]
     with segmentreader.SegmentReader() as reader:
-        wanted = ([values[n] for n in order] for values in (offsets, sizes, crcs))
-        found = dict(zip(order, reader.read_many(path, *wanted), strict=True))
+        rows = records.new(60)
+        rows["offset"], rows["size"], rows["checksum"] = offsets, sizes, crcs
+        found = dict(zip(order, reader.read_many(path, rows[order]), strict=True))
         assert len(reads) == 2
         assert {n: None if view is None else bytes(view) for n, view in found.items()} == {
             n: None if n in (4, 59) else images[n] for n in range(60)
         }
-        assert reader.read_many(str(tmp_path / "none.tar"), [0], [1], [0]) == [None]
-        assert reader.read_many(path, [], [], []) == []
+        assert reader.read_many(str(tmp_path / "none.tar"), rows[:1]) == [None]
+        assert reader.read_many(path, rows[:0]) == []
 
 
 def test_scan_of_a_foreign_tar(tmp_path: Path) -> None:
