@@ -97,7 +97,9 @@ class Keeper:
         self._go, self._ending = threading.Event(), False
         self._thread: threading.Thread | None = None
         self._round_at, self._rounds = -np.inf, 0
-        self._asked = False
+        self._asked = False  # the last round found nothing for us
+        self._requested = False  # a round was asked for whose outcome is not known yet
+        self._wake: Callable[[], None] = lambda: None
         self._others: list[str] = []
         self._idle: tuple[float, int] | None = None  # since when, and how many events were left then
         self._settled = 0
@@ -107,7 +109,9 @@ class Keeper:
 
     # -- the thread --------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, wake: Callable[[], None] = lambda: None) -> None:
+        """Begin with the rounds. `wake` is called, from the thread, when one has brought something."""
+        self._wake = wake
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self._thread.start()
 
@@ -125,6 +129,7 @@ class Keeper:
                 return
             self._go.clear()
             self._round()
+            self._wake()
 
     def _round(self) -> None:
         with self._lock:
@@ -146,6 +151,15 @@ class Keeper:
         self._round()
         return [step for step in self._apply(None) if isinstance(step, Note)]
 
+    @property
+    def urgent(self) -> bool:
+        """Whether `tick` has something to do at once: a round has brought something, or the next is needed."""
+        if self._updates:
+            return True
+        if self._requested or self._asked or not self._need.working or not self.ledger.elsewhere:
+            return False
+        return self.ledger.pending.total + len(self.ledger.retries) <= self._need.low
+
     def woken(self, now: float, dispatcher: Dispatcher) -> list[Instruction]:
         """This process did not run for a while: see what was taken from us before anything is granted."""
         self._round()
@@ -163,6 +177,7 @@ class Keeper:
         if working and ledger.elsewhere and self._need.pending < self._need.enough:
             pause = EAGER if self._asked or self._need.pending > self._need.low else 0.0
             if now - self._round_at >= min(pause, beat_interval(self._timeout)) and not self._updates:
+                self._requested = True
                 self._go.set()
         return out + self._wait(now, dispatcher, working)
 
@@ -199,6 +214,7 @@ class Keeper:
         out: list[Instruction] = []
         while self._updates:
             update = self._updates.popleft()
+            self._requested = False
             if isinstance(update, CannotWrite):
                 if dispatcher is None:
                     raise update

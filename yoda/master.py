@@ -52,6 +52,7 @@ class Run:
     say: Callable[[str], None] = print
     progress: Callable[[Dispatcher, float], None] = lambda dispatcher, lag: None
     every_tick: list[Callable[[float], list[Instruction]]] = field(default_factory=list)
+    urgent: Callable[[], bool] = lambda: False  #: whether one of those has something to do at once
     closing: float = CLOSING  #: seconds Droids have to seal and say Bye when everything is done
     gap: float = 5.0  #: seconds without a turn of the loop after which `on_wake` is called before anything else
     on_wake: list[Callable[[float], list[Instruction]]] = field(default_factory=list)
@@ -76,7 +77,7 @@ class MasterShell:
         self._times_at = time.monotonic() + TIMES
         dispatcher.roster.awaited = set(range(1, transport.size))
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.syncer = Syncer(self._ring)
+        self.syncer = Syncer(self.ring)
         self._offset = time.time() - time.monotonic()
 
     def run(self) -> tuple[int, str]:
@@ -111,7 +112,7 @@ class MasterShell:
                 self._message(*got)
             now = time.monotonic()
             tick_at = min(tick_at, now + QUICK) if self.dispatcher.hurried else tick_at
-            if now >= tick_at or (self.dispatcher.complete and not self.dispatcher.draining):
+            if now >= tick_at or self.info.urgent() or (self.dispatcher.complete and not self.dispatcher.draining):
                 suspended = now - last if now - last > SUSPENDED else 0.0
                 self._tick(now, suspended, begun)
                 tick_at = now + TICK
@@ -130,7 +131,8 @@ class MasterShell:
 
     # -- what comes in -----------------------------------------------------------------------------------------------
 
-    def _ring(self) -> None:
+    def ring(self) -> None:
+        """Have the loop turn. May be called from any thread."""
         try:
             os.write(self._waker, b"s")
         except BlockingIOError:
@@ -198,9 +200,9 @@ class MasterShell:
                 self.info.say(f"rank {rank} has not started within {STARTING:.0f} s and is not waited for")
         deadline = self.info.deadline()
         self.dispatcher.deadline = None if deadline is None else deadline - self._offset
-        self._do(self.dispatcher.tick(now, suspended))
-        for step in self.info.every_tick:
+        for step in self.info.every_tick:  # first: they may bring something to grant
             self._do(step(now))
+        self._do(self.dispatcher.tick(now, suspended))
         if self.dispatcher.complete and not self.dispatcher.draining:
             self._do(self.dispatcher.finish(now, self.info.closing))
         self.info.progress(self.dispatcher, self._lag(now))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
-RANGE_COST = 0.004  #: core-seconds a range takes beyond its events, from worker to journal
+RANGE_COST = 0.002  #: core-seconds a range takes beyond its events, from worker to journal
 SHORTEST, LONGEST = 0.1, 0.5
 
 

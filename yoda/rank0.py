@@ -186,6 +186,7 @@ def _yoda(
     run.gap = min(run.gap, site.lease_timeout / 2)
     run.on_wake.append(lambda now: keeper.woken(now, dispatcher))
     run.every_tick.append(lambda now: keeper.tick(now, dispatcher))
+    run.urgent = lambda: keeper.urgent
     gone = orphaned(environ)
     run.every_tick.append(lambda now: dispatcher.signalled(now, GONE) if not dispatcher.draining and gone() else [])
     # Without the launcher's process on this node its Droids end at once, and nobody would tell us.
@@ -201,9 +202,9 @@ def _yoda(
     )
     for name in leases.living():
         say(f"allocation {name} is at work on this task too")
-    keeper.start()
+    shell = MasterShell(transport, dispatcher, journal, run)
+    keeper.start(shell.ring)
     try:
-        shell = MasterShell(transport, dispatcher, journal, run)
         code, reason = shell.run()
         tally.write(dispatcher)
         metrics.write(dispatcher, 0.0)
