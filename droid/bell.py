@@ -31,6 +31,10 @@ class Bell:
         """Ranks that hear a ring, with their addresses."""
         self._others = others
 
+    def reaches(self, rank: int) -> bool:
+        """Whether `rank` can be woken."""
+        return rank in self._others
+
     def ring(self, rank: int) -> None:
         """Wake `rank`, if it is one that can be woken."""
         address = self._others.get(rank)

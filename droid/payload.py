@@ -10,8 +10,9 @@ keyword arguments. NAME is a function `(event, random, **options) -> {field: val
         def process(self, event, random): ...            # one event   -> {field: value}
         def process_range(self, events, randoms): ...    # or many     -> {field: sequence with one entry per event}
 
-Exactly one of the last two. A value is a number, a string, or an array; an array's first axis may vary from event to
-event, nothing else may. An event without fields is `{}` or None, and then all events of the task have to be.
+Exactly one of the last two; a payload that draws no random numbers leaves out their argument. A value is a number, a
+string, or an array; an array's first axis may vary from event to event, nothing else may. An event without fields is
+`{}` or None, and then all events of the task have to be.
 
 `random` is a numpy Generator that depends on (seed, position of the event) alone. A payload that draws from nothing
 else gives the same result whatever worker runs it, in whatever order and grouping.
@@ -41,6 +42,7 @@ from droid.payload_checks import (
     check_class,
     check_function,
     check_options,
+    draws,
     has_methods,
     jagged_fields,
     nearest,
@@ -103,6 +105,7 @@ class Payload:
             self._process = getattr(target, "process", None)
             self._process_range = getattr(target, "process_range", None)
         self.per_event = self._process is not None
+        self._draws = draws(signature_of(self._process or self._process_range))
 
     def setup(self) -> None:
         """Once per node, before workers are forked. Raises PayloadStart."""
@@ -125,14 +128,19 @@ class Payload:
     def each(self, positions: Sequence[int]) -> Callable[[Any], Fields]:
         """What gives the fields of the events at `positions`, to be called with each of them in turn; for payloads that
         are `per_event`. It lets through whatever the payload raises; the next call is then for the next event."""
-        process, randoms = self._process, self._randoms(positions)
+        process = self._process
         assert process is not None
+        randoms = self._randoms(positions)
 
-        def fields_of(event: Any) -> Fields:
+        def with_random(event: Any) -> Fields:
             fields = process(event, next(randoms))
             return {} if fields is None else fields
 
-        return fields_of
+        def without(event: Any) -> Fields:
+            fields = process(event)
+            return {} if fields is None else fields
+
+        return with_random if self._draws else without
 
     def process_events(self, events: Sequence[Any], positions: Sequence[int]) -> list[Fields]:
         """The fields of each event; `positions` are theirs on the axis.
@@ -140,7 +148,7 @@ class Payload:
         Lets through whatever the payload raises; PayloadReturned where its answer has another length.
         """
         if self._process is None:
-            return self._range(events, list(self._randoms(positions)))
+            return self._range(events, *([list(self._randoms(positions))] if self._draws else []))
         fields_of = self.each(positions)
         return [fields_of(event) for event, _ in zip(events, positions, strict=True)]
 
@@ -149,9 +157,9 @@ class Payload:
             raise RuntimeError("start() comes before the first event")
         return streams(self._seed, positions if self.origin is None else list(map(self.origin, positions)))
 
-    def _range(self, events: Sequence[Any], randoms: list[Generator]) -> list[Fields]:
+    def _range(self, events: Sequence[Any], *randoms: list[Generator]) -> list[Fields]:
         assert self._process_range is not None
-        answer = self._process_range(events, randoms)
+        answer = self._process_range(events, *randoms)
         n = len(events)
         if answer is None:
             answer = {}

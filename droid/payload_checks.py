@@ -6,15 +6,16 @@ import difflib
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from eventrange.errors import PayloadInterface, PayloadOptions
 
 _SIGNATURES = {
-    "setup": "setup(self)",
-    "start": "start(self, worker)",
-    "process": "process(self, event, random)",
-    "process_range": "process_range(self, events, randoms)",
+    "setup": ("setup(self)",),
+    "start": ("start(self, worker)",),
+    "process": ("process(self, event)", "process(self, event, random)"),
+    "process_range": ("process_range(self, events)", "process_range(self, events, randoms)"),
 }
 
 
@@ -39,11 +40,13 @@ def check_class(spec: str, target: type) -> None:
         method = getattr(target, name, None)
         if method is None:
             continue
-        should = _SIGNATURES[name]
-        arguments = [None] * (should.count(",") + 1)
+        signature, own = signature_of(method), 1  # `self`
         if isinstance(inspect.getattr_static(target, name), (staticmethod, classmethod)):
+            own = 0
+        should = _SIGNATURES[name][-1]
+        arguments = [None] * (should.count(",") + own)
+        if name in has and not draws(signature, own):
             arguments.pop()
-        signature = signature_of(method)
         if signature is not None and not _binds(signature, arguments):
             raise PayloadInterface(
                 payload=spec,
@@ -52,18 +55,38 @@ def check_class(spec: str, target: type) -> None:
             )
 
 
+def draws(signature: inspect.Signature | None, own: int = 0, options: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Whether what is called with an event takes its random numbers too: a second argument, after `own` others, that
+    has no default and no value in `options`, or is called random."""
+    if signature is None:
+        return True
+    kinds = inspect.Parameter
+    positional = []
+    for parameter in signature.parameters.values():
+        if parameter.kind is kinds.VAR_POSITIONAL:
+            return True
+        if parameter.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD):
+            positional.append(parameter)
+    second = positional[own + 1] if len(positional) > own + 1 else None
+    if second is None:
+        return False
+    return second.name in ("random", "randoms") or (second.default is kinds.empty and second.name not in options)
+
+
 def check_function(spec: str, target: Any, options: dict[str, Any]) -> None:
-    """Raise PayloadInterface or PayloadOptions unless it can be called with (event, random, **options)."""
+    """Raise PayloadInterface or PayloadOptions unless it can be called with (event, **options), or (event, random,
+    **options)."""
     signature = signature_of(target)
     if signature is None:
         return
-    check_options(spec, signature, options, skip=2)
-    if not _binds(signature, [None, None], options):
+    taken = 2 if draws(signature, options=options) else 1
+    check_options(spec, signature, options, skip=taken)
+    if not _binds(signature, [None] * taken, options):
         name = getattr(target, "__name__", "function")
         raise PayloadInterface(
             payload=spec,
-            detail=f"{name}{signature} cannot be called with an event and its random numbers",
-            hint=f"write `def {name}(event, random)`, then keyword arguments for payload.options",
+            detail=f"{name}{signature} cannot be called with an event",
+            hint=f"write `def {name}(event)`, or `def {name}(event, random)`, then keyword arguments for payload.options",
         )
 
 

@@ -248,7 +248,9 @@ class DroidShell:
         since = now - self._reported
         if since < REPORT_GAP:
             return REPORT_GAP - since
-        want = self.core.want(now)
+        # What is being made durable is told in a moment: unless somebody waits, ask for more with it.
+        soon = self.store.soon(now) if self.core.holding.backlog else 0.0
+        want = 0 if soon > 0 else self.core.want(now)
         tail = self.core.holding.busy and not self.core.holding.remaining  # who is idle then has nothing to tell
         quiet = self._tail_heartbeat if tail else self.options.heartbeat
         if self.out or self.evidence or self.notes or want or since >= quiet:
@@ -264,7 +266,7 @@ class DroidShell:
             self._send_report(now, 0)
             self._send(messages.Bye("drained"))
             self._said_bye = True
-        return math.inf
+        return soon or math.inf
 
     def _send_report(self, now: float, want: int) -> None:
         rows = np.concatenate(self.out) if self.out else records.new(0)

@@ -20,6 +20,9 @@ TAG = 1
 RUNG = 0.5  #: seconds between probes where whoever sends rings, in case one is not heard
 SENDING = 0.005  #: and at most, while a message is not taken
 _LATE = 1  #: rings still to come for messages that are here, at most; more are lost
+WITHIN = (
+    2048  #: bytes that lie in the memory two ranks of a node share as soon as they are sent, with every MPI we know
+)
 KEPT = 256  #: sends kept at most before those that MPI has taken are looked for
 
 
@@ -97,7 +100,7 @@ class Transport:
     def pause(self, moved: bool, first: float, last: float) -> float:
         """Seconds until the next `receive`, if nothing rings before: from `first`, when something has `moved`, doubling
         to `last`; RUNG where rings can be relied on and none is without its message."""
-        if self.sending:  # the other side needs us; one that is suspended should not keep us at it
+        if self._needed():  # one that is suspended should not keep us at it
             self._pause = first if moved or self._pause > SENDING else min(max(first, 2 * self._pause), SENDING)
         elif not self._rung:
             self._pause = first if moved else min(max(first, 2 * self._pause), last)
@@ -112,13 +115,23 @@ class Transport:
         """Whether sends are not finished; finishes those it can."""
         return self._unfinished() > 0
 
+    def _needed(self) -> bool:
+        """Whether the other side of a send waits for us to go on; finishes those it can."""
+        return self.sending and any(self._waited_for(rank, data) for rank, _, data in self._sending)
+
+    def _waited_for(self, rank: int, data: bytes) -> bool:
+        """Whether a send that MPI has not finished may need us. A short one to a rank of our node is there already, as
+        it was when we rang: MPI only waits to hear that it was taken."""
+        return len(data) > WITHIN or self.bell is None or not self.bell.reaches(rank)
+
     def _unfinished(self) -> int:
         """How many sends MPI has not taken; forgets the others."""
         kept = []
         for rank, request, data in self._sending:
             if rank not in self.gone:
                 if self._tested(request):
-                    self._ring(rank)
+                    if self._waited_for(rank, data):
+                        self._ring(rank)
                 else:
                     kept.append((rank, request, data))
         self._sending = kept

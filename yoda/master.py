@@ -77,7 +77,7 @@ class MasterShell:
         self._times_at = time.monotonic() + TIMES
         dispatcher.roster.awaited = set(range(1, transport.size))
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.syncer = Syncer(self.ring)
+        self.syncer = Syncer(self._journal_synced)
         self._offset = time.time() - time.monotonic()
 
     def run(self) -> tuple[int, str]:
@@ -99,6 +99,7 @@ class MasterShell:
                 else:
                     self.transport.hush()
             now = time.monotonic()
+            self._collect(now)
             if now - last > self.info.gap:
                 for step in self.info.on_wake:
                     self._do(step(now))
@@ -137,6 +138,13 @@ class MasterShell:
             os.write(self._waker, b"s")
         except BlockingIOError:
             pass
+
+    def _journal_synced(self) -> None:
+        """A sync of the journal is over; in the Syncer's thread. The loop turns for it only where something waits for
+        that: it sets what says so before it asks the Syncer what is done."""
+        waits = self.waiting_since is not None or self.unkept or self.dispatcher.draining or self.dispatcher.complete
+        if waits or self.journal.file.broken is not None:
+            self.ring()
 
     def _message(self, rank: int, data: bytearray) -> None:
         now = time.monotonic()
@@ -313,9 +321,8 @@ class MasterShell:
             return math.inf
         return self.synced + self.syncer.spacing(self.info.commit_seconds) - now
 
-    def _commit(self, now: float) -> None:
-        """Group commit: hand what waits to the kernel and have it synced, one sync at a time, so long after the last
-        one that they are not too many: what comes seldom is durable at once."""
+    def _collect(self, now: float) -> None:
+        """Take in what has become durable."""
         for _, error in self.syncer.done():
             if self.syncing_since is not None:
                 self.dispatcher.ending.committed(journal=now - self.syncing_since)
@@ -326,6 +333,11 @@ class MasterShell:
             for rank, number in self.unkept.items():
                 self.transport.send(rank, messages.encode(messages.Kept(number)))
             self.unkept = {}
+
+    def _commit(self, now: float) -> None:
+        """Group commit: hand what waits to the kernel and have it synced, one sync at a time, so long after the last
+        one that they are not too many: what comes seldom is durable at once."""
+        self._collect(now)
         due = self._due(now)
         if due == math.inf or (due > 0 and not self.dispatcher.complete):
             return

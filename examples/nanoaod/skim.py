@@ -18,7 +18,7 @@ class Skim:
         self.min_pt = min_pt
         self.max_eta = max_eta
 
-    def process_range(self, events, randoms):
+    def process_range(self, events):
         counts = [event["nMuon"] for event in events]
         muons = ak.zip(
             {name: ak.unflatten(np.concatenate([event[f"Muon_{name}"] for event in events]), counts) for name in MUON}

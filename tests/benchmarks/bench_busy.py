@@ -111,7 +111,7 @@ def _limit(mean: float, events: int) -> dict[str, float]:
             if mine >= events:
                 break
             if seconds is None:
-                made.process(mine, None)
+                made.process(mine)
             else:
                 payloads.spin(float(seconds[mine]))
         with cpu.get_lock():

@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def noop(event: Any, random: Any) -> dict[str, Any]:
+def noop(event: Any) -> dict[str, Any]:
     """Nothing, and no image."""
     return {}
 
 
-def small(event: Any, random: Any) -> dict[str, Any]:
+def small(event: Any) -> dict[str, Any]:
     """An image of one dataset."""
     return {"x": 1.0}
 
 
-def five(event: Any, random: Any) -> dict[str, Any]:
+def five(event: Any) -> dict[str, Any]:
     """An image of five small fields, as real events have."""
     return {"weight": 1.0, "channel": 3, "met": 17.5, "vertex": _VERTEX, "jets": _JETS}
 
@@ -52,7 +52,7 @@ class Spin:
     def setup(self) -> None:
         self.seconds = durations(self.mean, self.events).tolist()
 
-    def process(self, event: int, random: Any) -> dict[str, Any]:
+    def process(self, event: int) -> dict[str, Any]:
         begin, end = spin(self.seconds[event])
         return {"begin": begin, "end": end, "vertex": _VERTEX, "jets": _JETS}
 
@@ -69,7 +69,7 @@ class Pythia:
             self.generator.readString(line)
         self.generator.init()
 
-    def process(self, event: int, random: Any) -> dict[str, Any]:
+    def process(self, event: int) -> dict[str, Any]:
         begin = time.time()
         self.generator.rndm.init(event + 1)
         self.generator.next()
@@ -85,7 +85,7 @@ def pythia() -> Pythia:
     return made
 
 
-def sleep(event: Any, random: Any, seconds: float) -> dict[str, Any]:
+def sleep(event: Any, seconds: float) -> dict[str, Any]:
     """A worker that is busy and uses no CPU: what is left is the runner's own."""
     time.sleep(seconds)
     return {"x": 1.0}
@@ -97,7 +97,7 @@ class Blob:
     def __init__(self, size: int) -> None:
         self.data = np.random.default_rng(1).integers(0, 256, size, dtype=np.uint8)
 
-    def process(self, event: int, random: Any) -> dict[str, Any]:
+    def process(self, event: int) -> dict[str, Any]:
         return {"x": self.data}
 
 
@@ -110,7 +110,7 @@ class Heavy:
     def setup(self) -> None:
         self.table = np.ones(self.megabytes << 17)
 
-    def process(self, event: int, random: Any) -> dict[str, Any]:
+    def process(self, event: int) -> dict[str, Any]:
         time.sleep(0.05)
         return {"x": float(self.table.sum())}
 
@@ -124,6 +124,6 @@ class Naps:
     def setup(self) -> None:
         self.seconds = np.load(self.file, mmap_mode="r")
 
-    def process(self, event: int, random: Any) -> dict[str, Any]:
+    def process(self, event: int) -> dict[str, Any]:
         time.sleep(float(self.seconds[event]))
         return {"x": 1.0}

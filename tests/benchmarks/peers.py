@@ -38,7 +38,7 @@ def spin(event: int, mean: float, events: int) -> dict[str, Any]:
 def pythia(event: int) -> dict[str, Any]:
     import payloads
 
-    return payloads.pythia().process(event, None)
+    return payloads.pythia().process(event)
 
 
 @contextmanager

@@ -421,6 +421,41 @@ def test_what_cannot_be_claimed_is_an_error_at_the_start(task: TaskDir) -> None:
         Keeper(leases, room, None, ledger).first()
 
 
+def test_what_runs_low_is_renewed_at_once_and_what_cannot_be_had_is_not_asked_for_all_the_time() -> None:
+    """Not at the next look at the clock, which is up to half a second away."""
+    ledger, room = Ledger(200), Memory()
+    ledger.pending.add(0, 200)
+    keeper = Keeper(Leases("me", edges(20), 60.0), room, None, ledger, lambda: 0.0)
+    keeper.leases.begin(0.0, room)
+    keeper.first()
+    assert not keeper.urgent  # nobody is there yet to work on it
+    dispatcher = Dispatcher(ledger, [0], Settings(), 200)
+    dispatcher.hello(0.0, 1, "here", 2)
+    keeper.tick(0.0, dispatcher)
+    claimed = ledger.pending.total
+    assert 0 < claimed < 200 and not keeper.urgent
+    (start, stop), *_ = list(ledger.pending)
+    ledger.grant(1, start, stop)
+    assert keeper.urgent
+    keeper.tick(0.1, dispatcher)
+    assert not keeper.urgent  # it is asked for
+    keeper._round()
+    assert keeper.urgent  # and there
+    keeper.tick(0.2, dispatcher)
+    assert ledger.pending.total > 0
+    for number in range(20):  # others take all the rest
+        if number not in keeper.held:
+            room.files[number, 1] = "other"
+    room.there["other"] = Pulse(b"1")
+    for start, stop in list(ledger.pending):
+        ledger.grant(1, start, stop)
+    assert keeper.urgent
+    keeper.tick(0.3, dispatcher)
+    keeper._round()
+    keeper.tick(0.4, dispatcher)
+    assert ledger.elsewhere and not ledger.pending and not keeper.urgent
+
+
 def test_what_is_granted_in_a_part_that_was_taken_over_is_revoked() -> None:
     ledger, room = Ledger(20), Memory()
     ledger.pending.add(0, 20)

@@ -161,6 +161,39 @@ def test_static_methods_and_defaults_are_fine(write: Write) -> None:
     assert started(load(spec)).process_events([None], [0])[0] == {"x": 1}
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "x"),
+    [
+        ("def P(event): return {'x': event}", {}, 7),
+        ("def P(event, cut): return {'x': cut}", {"cut": 3}, 3),
+        ("def P(event, cut=4): return {'x': cut}", {}, 4),
+        ("def P(event, *, cut): return {'x': cut}", {"cut": 3}, 3),
+        ("def P(event, **options): return {'x': options['cut']}", {"cut": 3}, 3),
+        ("class P:\n def process(self, event): return {'x': event}", {}, 7),
+        ("class P:\n def process(self, event, cut=4): return {'x': cut}", {}, 4),
+        ("class P:\n @staticmethod\n def process(event): return {'x': event}", {}, 7),
+        ("class P:\n @classmethod\n def process(cls, event): return {'x': event}", {}, 7),
+        ("class P:\n def process_range(self, events): return {'x': events}", {}, 7),
+    ],
+)
+def test_random_numbers_are_for_who_asks(write: Write, text: str, options: dict[str, Any], x: int) -> None:
+    assert started(load(write(text), options)).process_events([7], [0]) == [{"x": x}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def P(event, rng): return {'x': rng.random()}",
+        "def P(event, random=None): return {'x': random.random()}",
+        "def P(*both): return {'x': both[1].random()}",
+        "class P:\n def process(self, event, _): return {'x': _.random()}",
+        "class P:\n def process_range(self, events, all): return {'x': [r.random() for r in all]}",
+    ],
+)
+def test_random_numbers_however_they_are_called(write: Write, text: str) -> None:
+    assert started(load(write(text)), seed=9).process_events([7], [5]) == [{"x": random_for(9, 5).random()}]
+
+
 def test_events_before_start_are_a_bug_of_the_caller(write: Write) -> None:
     with pytest.raises(RuntimeError):
         load(write("def P(event, random): pass")).process_events([1], [0])
@@ -180,11 +213,14 @@ REFUSED: list[tuple[str, str, dict[str, Any], type[PayloadError], str]] = [
     ("class P:\n def proces(self, event, random): pass", "P", {}, PayloadInterface, "did you mean proces?"),
     ("class P: pass", "P", {}, PayloadInterface, "neither process nor process_range"),
     (_METHOD + " def process_range(self, events, randoms): pass", "P", {}, PayloadInterface, "both"),
-    ("class P:\n def process(self, event): pass", "P", {}, PayloadInterface, "process(self, event) cannot be called"),
+    ("class P:\n def process(self): pass", "P", {}, PayloadInterface, "process(self) cannot be called"),
+    ("class P:\n def process(self, a, b, c): pass", "P", {}, PayloadInterface, "P.process(self, a, b, c) cannot be"),
     (_METHOD + " def setup(self, worker): pass", "P", {}, PayloadInterface, "write `def setup(self)`"),
     (_METHOD + " def start(self): pass", "P", {}, PayloadInterface, "write `def start(self, worker)`"),
     (_METHOD + " jagged = 'pt'", "P", {}, PayloadInterface, 'jagged = ("field", ...)'),
-    ("def P(event): pass", "P", {}, PayloadInterface, "write `def P(event, random)`"),
+    ("def P(): pass", "P", {}, PayloadInterface, "write `def P(event)`, or `def P(event, random)`"),
+    ("def P(event): pass", "P", {"tune": 1}, PayloadOptions, "takes no option 'tune'"),
+    ("def P(event, random): pass", "P", {"random": 1}, PayloadOptions, "takes no option 'random'"),
     ("def P(event, random, tune=1): pass", "P", {"tun": 1}, PayloadOptions, "did you mean tune?"),
     ("def P(event, random): pass", "P", {"tune": 1}, PayloadOptions, "takes no option 'tune'"),
     ("def P(event, random, tune): pass", "P", {}, PayloadOptions, "needs the option 'tune'"),

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from droid.bell import Bell, meet
-from droid.transport import RUNG, SENDING, Transport
+from droid.transport import RUNG, SENDING, WITHIN, Transport
 
 FIRST, LAST = 0.001, 0.02
 
@@ -114,6 +114,33 @@ def test_who_waits_for_a_send_to_be_taken_backs_off() -> None:
         assert pauses == [FIRST, 2 * FIRST, 4 * FIRST, SENDING, SENDING, SENDING]
         comm.stuck = False
         assert ours.pause(False, FIRST, LAST) in (2 * SENDING, RUNG)
+
+
+def test_a_short_send_within_the_node_is_there_whatever_mpi_says() -> None:
+    """Open MPI says that it is finished when the other side has taken it: no reason to wake anybody."""
+    ours, comm, theirs = transport(rung=True)
+    assert ours.bell is not None
+    ours.bell.know({1: theirs.address})
+    comm.stuck = True
+    ours.send(1, bytes(WITHIN))
+    assert theirs.hush() == 1
+    assert ours.pause(False, FIRST, LAST) == RUNG and ours.sending
+    comm.stuck = False
+    assert ours.pause(False, FIRST, LAST) == RUNG and not ours.sending
+    assert theirs.hush() == 0
+
+
+def test_a_long_send_needs_us_until_it_is_finished_and_rings_again() -> None:
+    ours, comm, theirs = transport(rung=True)
+    assert ours.bell is not None
+    ours.bell.know({1: theirs.address})
+    comm.stuck = True
+    ours.send(1, bytes(WITHIN + 1))
+    assert theirs.hush() == 1
+    assert ours.pause(False, FIRST, LAST) == FIRST
+    comm.stuck = False
+    assert ours.pause(False, FIRST, LAST) == RUNG
+    assert theirs.hush() == 1
 
 
 def test_without_a_bell_everything_works_by_probing() -> None:
