@@ -86,7 +86,7 @@ def check_function(spec: str, target: Any, options: dict[str, Any]) -> None:
         raise PayloadInterface(
             payload=spec,
             detail=f"{name}{signature} cannot be called with an event",
-            hint=f"write `def {name}(event)`, or `def {name}(event, random)`, then keyword arguments for payload.options",
+            hint=f"write `def {name}(event)`, or `def {name}(event, random)`, then arguments for payload.options",
         )
 
 
