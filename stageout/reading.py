@@ -7,7 +7,7 @@ only unusual, each image of that batch is read by itself: that path is slow, exa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -139,16 +139,15 @@ def _fetched(
     plan: Plan, rows: list[int], places: NDArray[Any], damaged: dict[int, ImageDamaged]
 ) -> list[bytes | memoryview | None]:
     """The images of `rows`, None for those that are now in `damaged`."""
-    many: list[memoryview | None] = [None] * len(rows)
+    many: Sequence[bytes | memoryview | None] = [None] * len(rows)
     if plan.fetch_many is not None and len(rows) > 1:
         many = plan.fetch_many(places)
-    out: list[bytes | memoryview | None] = []
-    for row, place, image in zip(rows, places, many, strict=True):
+    out = list(many)
+    for at in [at for at, image in enumerate(out) if image is None]:
         try:
-            out.append(_fetch_one(plan, place) if image is None else image)
+            out[at] = _fetch_one(plan, places[at])
         except ImageDamaged as error:
-            damaged[row] = error
-            out.append(None)
+            damaged[rows[at]] = error
     return out
 
 

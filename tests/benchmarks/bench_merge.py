@@ -8,6 +8,7 @@ h5py appending the datasets of every image in the ordinary way, which is the sam
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
@@ -106,6 +107,7 @@ def _append(placed: Any, fetch: Callable[[Any], bytes], like: str, target: str) 
 def _case(events: list[dict[str, Any]], size: int, compression: str, repeat: int = 3) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         placed, fetch, fetch_many, reader = _write(folder, events, size)
+        gc.freeze()  # no process that merges has the events of a whole task as objects, to be looked at again and again
         merging: list[float] = []
         alone: list[float] = []
         copying: list[float] = []
