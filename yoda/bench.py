@@ -5,7 +5,7 @@ with the code they measure; an installation without sources says so. Each has `r
 measured as plain values, and `figures(result)`, which says what of it counts: our value, the peer's, the budget. Here
 is only what they share: finding them, running them, and showing the result.
 
-All of it in one run, about two hours on a machine that has nothing else to do:
+All of it in one run, about an hour and a half on a machine that has nothing else to do:
 
     python -m venv peers
     peers/bin/pip install dask distributed ray parsl hyperqueue h5py pythia8mc==8.317.2

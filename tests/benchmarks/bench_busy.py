@@ -7,7 +7,7 @@ the same fields from the parent process, in chunks that suit it; and bare proces
 else, which is the limit. None of the others makes anything durable, or could go on after a kill.
 
 Everything, with peers of an environment of their own: `yoda bench busy --peers VENV/bin/python`, on a quiet machine;
-it takes about an hour. `pip install dask distributed ray parsl hyperqueue pythia8mc==8.317.2 h5py` makes one.
+it takes forty minutes. `pip install dask distributed ray parsl hyperqueue pythia8mc==8.317.2 h5py` makes one.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ CHUNKS = {
     "parsl": 0.1,
     "hyperqueue": 1.0,
 }
-SECONDS = 12.0  #: of work per core and case
+SECONDS, LONG = 8.0, 24.0  #: of work per core and case; of half a second it takes more events to even out the end
 
 
 def run(quick: bool = False) -> dict[str, Any]:
     """Fractions for every mean and system, all rounds."""
-    seconds, rounds = (0.3, 1) if quick else (SECONDS, 3)
+    rounds = 1 if quick else 3
     out: dict[str, Any] = {"workers": CORES, "busy": {}}
     for mean in MEANS:
         if (quick and mean != 0.005) or (not mean and importlib.util.find_spec("pythia8mc") is None):
             continue
+        seconds = 0.3 if quick else LONG if mean == max(MEANS) else SECONDS
         events = max(2 * CORES, int(seconds * CORES / (mean or PYTHIA_MEAN)))
         with workspace() as folder:
             cases = _cases(folder, mean, events, quick)
