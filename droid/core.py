@@ -102,8 +102,8 @@ class DroidCore:
         """Whether an answer is expected now (not: whenever Yoda has something)."""
         return self._asked is not None and not self._waiting
 
-    def want(self, now: float) -> int:
-        """Events to ask Yoda for now; 0 if there is enough or the last request is not answered yet."""
+    def lacking(self) -> int:
+        """Events to ask Yoda for; 0 if there is enough or the last request is not answered yet."""
         if self._asked is not None or self.draining or self.stopped:
             return 0
         ready = sum(1 for w in self.workers if w.state == "ready")
@@ -113,8 +113,14 @@ class DroidCore:
         low, high = self.pace.marks(ready, self.holding.range_seconds, self.holding.size)
         if backlog >= low and backlog:
             return 0
-        self._asked = now
         return max(1, high - backlog)
+
+    def want(self, now: float) -> int:
+        """The same, and they are asked for now."""
+        events = self.lacking()
+        if events:
+            self._asked = now
+        return events
 
     # -- stimuli -----------------------------------------------------------------------------------------------------
 

@@ -130,7 +130,7 @@ class Payload:
         are `per_event`. It lets through whatever the payload raises; the next call is then for the next event."""
         process = self._process
         assert process is not None
-        randoms = self._randoms(positions)
+        randoms = self._randoms(positions)  # none if it draws none
 
         def with_random(event: Any) -> Fields:
             fields = process(event, next(randoms))
@@ -148,13 +148,16 @@ class Payload:
         Lets through whatever the payload raises; PayloadReturned where its answer has another length.
         """
         if self._process is None:
-            return self._range(events, *([list(self._randoms(positions))] if self._draws else []))
+            randoms = list(self._randoms(positions))
+            return self._range(events, *([randoms] if self._draws else []))
         fields_of = self.each(positions)
         return [fields_of(event) for event, _ in zip(events, positions, strict=True)]
 
     def _randoms(self, positions: Sequence[int]) -> Iterator[Generator]:
         if self._seed is None:
             raise RuntimeError("start() comes before the first event")
+        if not self._draws:
+            return iter(())
         return streams(self._seed, positions if self.origin is None else list(map(self.origin, positions)))
 
     def _range(self, events: Sequence[Any], *randoms: list[Generator]) -> list[Fields]:

@@ -43,34 +43,51 @@ def check_class(spec: str, target: type) -> None:
         signature, own = signature_of(method), 1  # `self`
         if isinstance(inspect.getattr_static(target, name), (staticmethod, classmethod)):
             own = 0
-        should = _SIGNATURES[name][-1]
-        arguments = [None] * (should.count(",") + own)
-        if name in has and not draws(signature, own):
-            arguments.pop()
-        if signature is not None and not _binds(signature, arguments):
+        should = _SIGNATURES[name]
+        arguments = [None] * (should[-1].count(",") + own)
+        full = f"{target.__name__}.{name}"
+        try:
+            if name in has and not draws(signature, own):
+                arguments.pop()
+        except ValueError as error:
+            assert signature is not None
+            raise PayloadInterface(payload=spec, detail=_unclear(full, signature), hint=str(error)) from error
+        if signature is not None and not (_binds(signature, arguments) and _wrapper_binds(method, arguments)):
             raise PayloadInterface(
                 payload=spec,
-                detail=f"{target.__name__}.{name}{signature} cannot be called as {should}",
-                hint=f"write `def {should}`; what comes from the job file goes to __init__",
+                detail=f"{full}{signature} cannot be called as {' or '.join(should)}",
+                hint=f"write `def {should[-1]}`; what comes from the job file goes to __init__",
             )
 
 
+RANDOM = ("random", "randoms")
+
+
 def draws(signature: inspect.Signature | None, own: int = 0, options: Mapping[str, Any] = MappingProxyType({})) -> bool:
-    """Whether what is called with an event takes its random numbers too: a second argument, after `own` others, that
-    has no default and no value in `options`, or is called random."""
+    """Whether what is called with an event takes its random numbers too: as the second argument, after `own` others.
+
+    Raises ValueError, with a hint, where that cannot be told: numbers that are not given where they are meant would be
+    taken from elsewhere, and the result be another one every time (L3).
+    """
     if signature is None:
         return True
     kinds = inspect.Parameter
-    positional = []
-    for parameter in signature.parameters.values():
-        if parameter.kind is kinds.VAR_POSITIONAL:
-            return True
-        if parameter.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD):
-            positional.append(parameter)
-    second = positional[own + 1] if len(positional) > own + 1 else None
-    if second is None:
+    parameters = list(signature.parameters.values())
+    places = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD, kinds.VAR_POSITIONAL)
+    positional = [parameter for parameter in parameters if parameter.kind in places]
+    second = next((p for p in positional[own : own + 2] if p.kind is kinds.VAR_POSITIONAL), None)
+    if second is None and len(positional) > own + 1:
+        second = positional[own + 1]
+    for parameter in parameters:
+        if parameter.name in RANDOM and parameter is not second and parameter.kind is not kinds.VAR_KEYWORD:
+            raise ValueError(f"make {parameter.name} the second argument")
+    if second is None or (second.name in options and second.name not in RANDOM):
         return False
-    return second.name in ("random", "randoms") or (second.default is kinds.empty and second.name not in options)
+    if second.kind is kinds.VAR_POSITIONAL or second.name in RANDOM or second.default is kinds.empty:
+        return True
+    raise ValueError(
+        f"call {second.name} `random` if it is to have the event's random numbers, else write `*, ` before it"
+    )
 
 
 def check_function(spec: str, target: Any, options: dict[str, Any]) -> None:
@@ -79,15 +96,19 @@ def check_function(spec: str, target: Any, options: dict[str, Any]) -> None:
     signature = signature_of(target)
     if signature is None:
         return
-    taken = 2 if draws(signature, options=options) else 1
+    name = getattr(target, "__name__", "function")
+    hint = f"write `def {name}(event)`, or `def {name}(event, random)`, then arguments for payload.options"
+    try:
+        taken = 2 if draws(signature, options=options) else 1
+    except ValueError as error:
+        raise PayloadInterface(payload=spec, detail=_unclear(name, signature), hint=str(error)) from error
     check_options(spec, signature, options, skip=taken)
-    if not _binds(signature, [None] * taken, options):
-        name = getattr(target, "__name__", "function")
-        raise PayloadInterface(
-            payload=spec,
-            detail=f"{name}{signature} cannot be called with an event",
-            hint=f"write `def {name}(event)`, or `def {name}(event, random)`, then arguments for payload.options",
-        )
+    if not _binds(signature, [None] * taken, options) or not _wrapper_binds(target, [None] * taken, options):
+        raise PayloadInterface(payload=spec, detail=f"{name}{signature} cannot be called with an event", hint=hint)
+
+
+def _unclear(name: str, signature: inspect.Signature) -> str:
+    return f"{name}{signature} does not say whether it takes random numbers"
 
 
 def check_options(spec: str, signature: inspect.Signature | None, options: dict[str, Any], skip: int) -> None:
@@ -129,6 +150,15 @@ def _binds(signature: inspect.Signature, arguments: Sequence[Any], options: Mapp
     except TypeError:
         return False
     return True
+
+
+def _wrapper_binds(target: Any, arguments: Sequence[Any], options: Mapping[str, Any] | None = None) -> bool:
+    """The same for what is called in the end, where a decorator shows the signature of what is inside."""
+    try:
+        outer = inspect.signature(target, follow_wrapped=False)
+    except (ValueError, TypeError):
+        return True
+    return _binds(outer, arguments, options)
 
 
 def jagged_fields(name: str, target: Any) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from droid import core, signals, wire
 from droid.crew import Crew, Last, signal_name
 from droid.slots import Slots
 from droid.spent import Spent
-from droid.store import Choices, Store, void
+from droid.store import MOMENT, Choices, Store, void
 from droid.transport import Transport
 from eventrange import messages, records
 from eventrange.durable import FILES, Files
@@ -104,6 +104,7 @@ class DroidShell:
         self._times_told: dict[int, int] = {}
         self._reported = 0.0
         self._tail_heartbeat = min(max(TAIL_HEARTBEAT, transport.size / TAIL_HEARTBEATS), options.heartbeat)
+        self._lacking_since = 0.0  # when we put off asking for more
         self._said_bye = False
         self._started = False
         self._signals = signals.received  # with those that came before MPI had started
@@ -248,9 +249,7 @@ class DroidShell:
         since = now - self._reported
         if since < REPORT_GAP:
             return REPORT_GAP - since
-        # What is being made durable is told in a moment: unless somebody waits, ask for more with it.
-        soon = self.store.soon(now) if self.core.holding.backlog else 0.0
-        want = 0 if soon > 0 else self.core.want(now)
+        want, wait = self._want(now)
         tail = self.core.holding.busy and not self.core.holding.remaining  # who is idle then has nothing to tell
         quiet = self._tail_heartbeat if tail else self.options.heartbeat
         if self.out or self.evidence or self.notes or want or since >= quiet:
@@ -266,7 +265,19 @@ class DroidShell:
             self._send_report(now, 0)
             self._send(messages.Bye("drained"))
             self._said_bye = True
-        return soon or math.inf
+        return wait
+
+    def _want(self, now: float) -> tuple[int, float]:
+        """Events to ask for now, and after how many seconds to ask at the latest. What is being made durable is told in
+        a moment: unless somebody waits for work, we ask together with that."""
+        if not self.core.lacking():
+            return 0, math.inf
+        if self.store is not None and self.store.soon and self.core.holding.backlog:
+            self._lacking_since = self._lacking_since or now
+            if (wait := self._lacking_since + MOMENT - now) > 0:
+                return 0, wait
+        self._lacking_since = 0.0
+        return self.core.want(now), math.inf
 
     def _send_report(self, now: float, want: int) -> None:
         rows = np.concatenate(self.out) if self.out else records.new(0)

@@ -28,7 +28,7 @@ from eventrange.times import add, time_bin
 if TYPE_CHECKING:
     from eventrange.axis import Axis
 
-MOMENT = 0.02  #: seconds that a sync is expected to take at most
+MOMENT = 0.02  #: seconds that are worth waiting for a sync
 _FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -124,9 +124,10 @@ class Store:
         spacing = self._syncer.spacing(self.choices.commit_seconds, self.choices.commit_least)
         return max(0.0, self._synced + spacing - now)
 
-    def soon(self, now: float) -> float:
-        """Seconds for which rows that are being made durable are worth waiting for; 0 if there are none."""
-        return max(0.0, self._synced + MOMENT - now) if self._syncing else 0.0
+    @property
+    def soon(self) -> bool:
+        """Whether there are rows that will be durable in a moment, by what the last syncs took."""
+        return bool(self._syncing) and self._syncer.takes < MOMENT
 
     def pump(self, now: float, busy: bool) -> None:
         """Collect finished syncs and ask for the next when it is due."""

@@ -45,6 +45,9 @@ class Transport:
         self._rung = False  # whether `bell` is rung for every message to this rank, so that it need not probe
         self._owed = 0  # rings for which no message was found yet; less than none: the message was first
         self._pause = 0.0
+        self._heard: set[int] = set()  # ranks of which a message has come: the way there is made
+        self._searching = False  # for a message that was rung for, since the last ring
+        self._late = False  # one was not there when we heard the ring: short messages take their time here
 
     def neighbours(self, seconds: float = 120.0) -> int:
         """Meet the other ranks of this node; how many Droids there may use the same cores as this one, itself included.
@@ -84,6 +87,8 @@ class Transport:
             data = bytearray(self._status.Get_count(self._mpi.BYTE))
             self.comm.Recv([data, self._mpi.BYTE], source, TAG)
             self._owed -= 1
+            self._heard.add(source)
+            self._late = self._late or self._searching
             return source, data
         except self._mpi.Exception:
             self._look()
@@ -96,6 +101,7 @@ class Transport:
         """`bell` is readable: forget what rang."""
         if self.bell is not None:
             self._owed += self.bell.hush()
+            self._searching = False
 
     def pause(self, moved: bool, first: float, last: float) -> float:
         """Seconds until the next `receive`, if nothing rings before: from `first`, when something has `moved`, doubling
@@ -105,8 +111,9 @@ class Transport:
         elif not self._rung:
             self._pause = first if moved else min(max(first, 2 * self._pause), last)
         elif self._owed > 0 and (again := first if moved or self._pause >= RUNG else 2 * self._pause) <= last:
-            self._pause = again
+            self._pause, self._searching = again, True
         else:  # a ring too many is forgotten, as is one that got lost
+            self._searching = False
             self._owed, self._pause = max(min(self._owed, 0), -_LATE), RUNG
         return self._pause
 
@@ -120,9 +127,11 @@ class Transport:
         return self.sending and any(self._waited_for(rank, data) for rank, _, data in self._sending)
 
     def _waited_for(self, rank: int, data: bytes) -> bool:
-        """Whether a send that MPI has not finished may need us. A short one to a rank of our node is there already, as
-        it was when we rang: MPI only waits to hear that it was taken."""
-        return len(data) > WITHIN or self.bell is None or not self.bell.reaches(rank)
+        """Whether a send that MPI has not finished may need us. A short one to a rank whose memory we share was there
+        when we rang; MPI only waits to hear that it was taken."""
+        if len(data) > WITHIN or self._late or rank not in self._heard:
+            return True
+        return self.bell is None or not self.bell.reaches(rank)
 
     def _unfinished(self) -> int:
         """How many sends MPI has not taken; forgets the others."""

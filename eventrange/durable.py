@@ -9,6 +9,7 @@ fsync that succeeds proves nothing (PostgreSQL, 2018). `DurableFile` refuses eve
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 import time
@@ -183,6 +184,11 @@ class Syncer:
         """Seconds there should be between two group commits: few where an fsync takes next to none, so that a kill
         costs less; never more than `most`."""
         return most if self._took is None else min(most, max(least, SPARED * self._took))
+
+    @property
+    def takes(self) -> float:
+        """Seconds an fsync takes, by the last ones; infinite while none is known."""
+        return math.inf if self._took is None else self._took
 
     def request(self, token: Any, file: DurableFile) -> None:
         with self._condition:

@@ -4,7 +4,8 @@ applied to the ledger in Yoda's loop.
     with present(taskdir, fingerprint, allocation, timeout) as here:    before MPI
         keeper = Keeper(leases, here.room, here.heart, ledger)          everything open is left to others
         keeper.first()                                                  the first claims, before any Droid asks
-        run.every_tick.append(...keeper.tick)                           from then on
+        run.every_tick.append(...keeper.tick)                           from then on, and whenever it is `urgent`
+        keeper.start(...)                                               rounds, each of which wakes the loop
 
 An allocation whose own work is done while living ones hold open parts waits for a while: they may give something away,
 or die. Then it ends with exit code 75: an allocation is not burnt idle.
@@ -97,8 +98,8 @@ class Keeper:
         self._go, self._ending = threading.Event(), False
         self._thread: threading.Thread | None = None
         self._round_at, self._rounds = -np.inf, 0
-        self._asked = False  # the last round found nothing for us
-        self._requested = False  # a round was asked for whose outcome is not known yet
+        self._asked = False  # the last round that wanted something got nothing
+        self._requested = False  # a round was asked for, and none that wanted something has ended since
         self._wake: Callable[[], None] = lambda: None
         self._others: list[str] = []
         self._idle: tuple[float, int] | None = None  # since when, and how many events were left then
@@ -110,7 +111,7 @@ class Keeper:
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def start(self, wake: Callable[[], None] = lambda: None) -> None:
-        """Begin with the rounds. `wake` is called, from the thread, when one has brought something."""
+        """Begin with the rounds. `wake` is called, from the thread, after each."""
         self._wake = wake
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self._thread.start()
@@ -158,7 +159,12 @@ class Keeper:
             return True
         if self._requested or self._asked or not self._need.working or not self.ledger.elsewhere:
             return False
-        return self.ledger.pending.total + len(self.ledger.retries) <= self._need.low
+        return self._pending <= self._need.low and self._pending < self._need.enough
+
+    @property
+    def _pending(self) -> int:
+        """Events that could be handed out."""
+        return self.ledger.pending.total + len(self.ledger.retries)
 
     def woken(self, now: float, dispatcher: Dispatcher) -> list[Instruction]:
         """This process did not run for a while: see what was taken from us before anything is granted."""
@@ -173,7 +179,7 @@ class Keeper:
         ledger = self.ledger
         workers = sum(droid.workers for droid in dispatcher.active)
         working = not dispatcher.draining and dispatcher.exit_code is None
-        self._need = Need(ledger.pending.total + len(ledger.retries), self._rate(now), workers, working)
+        self._need = Need(self._pending, self._rate(now), workers, working)
         if working and ledger.elsewhere and self._need.pending < self._need.enough:
             pause = EAGER if self._asked or self._need.pending > self._need.low else 0.0
             if now - self._round_at >= min(pause, beat_interval(self._timeout)) and not self._updates:
@@ -214,8 +220,8 @@ class Keeper:
         out: list[Instruction] = []
         while self._updates:
             update = self._updates.popleft()
-            self._requested = False
             if isinstance(update, CannotWrite):
+                self._requested = False
                 if dispatcher is None:
                     raise update
                 self._asked = True
@@ -247,7 +253,8 @@ class Keeper:
         self.held.update(update.adopt)
         adopted = sum(ledger.adopt(*part(number), attempts) for number in update.adopt)
         self._keep_to_ours()
-        self._asked = not adopted
+        if update.wanted:
+            self._requested, self._asked = False, not adopted
         self._others = update.others
         taken = sorted(set(update.taken.values())) if adopted else []
         if adopted:

@@ -151,6 +151,7 @@ class Need:
 class Update:
     """What a look at the folder brought. Parts by number."""
 
+    wanted: bool = False  #: whether something was to be claimed, if there was anything
     adopt: list[int] = field(default_factory=list)  #: ours from now on
     lost: list[int] = field(default_factory=list)  #: ours no more
     taken: dict[int, str] = field(default_factory=dict)  #: adopted from an allocation believed dead -> its name
@@ -235,7 +236,8 @@ class Leases:
         dry = need.working and need.pending == 0
         if (self._unread or living) and (now >= self._read_at + READ or (dry and now >= self._read_at + 1.0)):
             out.known = self._read(now, room)
-        if need.working and need.pending < need.enough:
+        out.wanted = need.working and need.pending < need.enough
+        if out.wanted:
             self._claim(now, room, need, living, out)
         out.claimable = sum(int(self._open[part]) for part in self._claimable())
         holders = {self.owner[part] for part in np.flatnonzero(self._open).tolist()}

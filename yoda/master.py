@@ -28,7 +28,7 @@ from eventrange.errors import CANNOT_WRITE, CannotWrite
 from eventrange.journal import JournalWriter
 from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Write
 
-TICK, QUICK = 0.5, 0.1  #: seconds between looks at the clock, and where moments count
+TICK, QUICK, URGENT = 0.5, 0.1, 0.005  #: seconds between looks at the clock; where moments count; where more is to do
 FAILURES_SAID = 100  #: failed attempts told one by one; a payload that fails on all of a million events is one story
 SUSPENDED = 1.0  #: a loop that did not turn for so long was stopped, and could hear nobody
 PULSE = 10.0  #: seconds between signs of life in the journal
@@ -69,6 +69,7 @@ class MasterShell:
         self.waiting_since: float | None = None  # oldest entry not yet handed to a sync
         self.syncing_since: float | None = None
         self.synced = -math.inf  # when the last sync began
+        self._durable_at = 0.0  # when the last one ended
         self.broken: CannotWrite | None = None
         self.unsynced: dict[int, int] = {}  # Droid -> number of its last note in the journal that it wants acknowledged
         self.unkept: dict[int, int] = {}  # the same, of those that are being synced
@@ -99,7 +100,7 @@ class MasterShell:
                 else:
                     self.transport.hush()
             now = time.monotonic()
-            self._collect(now)
+            self._collect()
             if now - last > self.info.gap:
                 for step in self.info.on_wake:
                     self._do(step(now))
@@ -116,7 +117,8 @@ class MasterShell:
             if now >= tick_at or self.info.urgent() or (self.dispatcher.complete and not self.dispatcher.draining):
                 suspended = now - last if now - last > SUSPENDED else 0.0
                 self._tick(now, suspended, begun)
-                tick_at = now + TICK
+                hurry = URGENT if self.info.urgent() else QUICK if self.dispatcher.hurried else TICK
+                tick_at = now + hurry
                 if now >= pulse_at:
                     self._pulse()
                     pulse_at = now + PULSE
@@ -142,8 +144,10 @@ class MasterShell:
     def _journal_synced(self) -> None:
         """A sync of the journal is over; in the Syncer's thread. The loop turns for it only where something waits for
         that: it sets what says so before it asks the Syncer what is done."""
-        waits = self.waiting_since is not None or self.unkept or self.dispatcher.draining or self.dispatcher.complete
-        if waits or self.journal.file.broken is not None:
+        self._durable_at = time.monotonic()
+        d = self.dispatcher
+        ending = d.draining or d.complete or d.exit_code is not None or self.journal.file.broken is not None
+        if ending or self.waiting_since is not None or self.unkept:
             self.ring()
 
     def _message(self, rank: int, data: bytearray) -> None:
@@ -321,11 +325,11 @@ class MasterShell:
             return math.inf
         return self.synced + self.syncer.spacing(self.info.commit_seconds) - now
 
-    def _collect(self, now: float) -> None:
+    def _collect(self) -> None:
         """Take in what has become durable."""
         for _, error in self.syncer.done():
             if self.syncing_since is not None:
-                self.dispatcher.ending.committed(journal=now - self.syncing_since)
+                self.dispatcher.ending.committed(journal=self._durable_at - self.syncing_since)
             self.syncing_since = None
             if error is not None:
                 self.broken = error
@@ -337,7 +341,7 @@ class MasterShell:
     def _commit(self, now: float) -> None:
         """Group commit: hand what waits to the kernel and have it synced, one sync at a time, so long after the last
         one that they are not too many: what comes seldom is durable at once."""
-        self._collect(now)
+        self._collect()
         due = self._due(now)
         if due == math.inf or (due > 0 and not self.dispatcher.complete):
             return

@@ -107,6 +107,7 @@ def _append(placed: Any, fetch: Callable[[Any], bytes], like: str, target: str) 
 def _case(events: list[dict[str, Any]], size: int, compression: str, repeat: int = 3) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         placed, fetch, fetch_many, reader = _write(folder, events, size)
+        gc.collect()
         gc.freeze()  # no process that merges has the events of a whole task as objects, to be looked at again and again
         merging: list[float] = []
         alone: list[float] = []

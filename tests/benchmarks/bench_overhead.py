@@ -15,10 +15,12 @@ BUDGET = 30.0  #: microseconds per event per core
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Microseconds of core time per event, all rounds: payloads of one field, of five, and a pool without output."""
+    """Microseconds of core time per event, all rounds: payloads of one field without and with random numbers, of five
+    fields, and a pool without output."""
     events, rounds = (20_000, 1) if quick else (1_000_000, 3)
     with workspace() as folder:
-        jobs = {name: write_job(folder, name, name, events, ranges={"events": 100}) for name in ("small", "five")}
+        names = ("small", "drawing", "five")
+        jobs = {name: write_job(folder, name, name, events, ranges={"events": 100}) for name in names}
         cases: dict[str, Any] = {name: lambda job=job: _ours(job, events) for name, job in jobs.items()}
         cases["mpi4py.futures"] = lambda: {
             "wall": CORES * 1e6 / peer(folder, "mpi4py.futures", "noop", events, 100)["rate"]
@@ -47,12 +49,13 @@ def figures(result: dict[str, Any]) -> list[Figure]:
         for name, found in result["microseconds"].items()
     }
     futures = rounds["mpi4py.futures"]["wall"]
-    small, five = rounds["small"], rounds["five"]
+    small, drawing, five = rounds["small"], rounds["drawing"], rounds["five"]
     who = "mpi4py.futures, chunksize 100, no output"
     budget = f"<= {BUDGET:g} us"
     return [
         Figure("all cores, one field", small["wall"], "us/event", who, futures, budget, small["wall"] <= BUDGET),
         Figure("worker's CPU, one field", small["worker"], "us/event"),
+        Figure("all, random numbers too", drawing["wall"], "us/event", who, futures, budget, drawing["wall"] <= BUDGET),
         Figure("all cores, five fields", five["wall"], "us/event", who, futures),
         Figure("worker's CPU, five fields", five["worker"], "us/event"),
     ]

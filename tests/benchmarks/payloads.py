@@ -21,6 +21,11 @@ def small(event: Any) -> dict[str, Any]:
     return {"x": 1.0}
 
 
+def drawing(event: Any, random: Any) -> dict[str, Any]:
+    """The same, and the event's random numbers are there, though not used."""
+    return {"x": 1.0}
+
+
 def five(event: Any) -> dict[str, Any]:
     """An image of five small fields, as real events have."""
     return {"weight": 1.0, "channel": 3, "met": 17.5, "vertex": _VERTEX, "jets": _JETS}

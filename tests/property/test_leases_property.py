@@ -142,6 +142,7 @@ class Alloc:
             start, stop = ledger.pending.next_from(world.rng.randrange(world.total)) or (0, 0)
             ledger.grant(1, start, min(stop, start + self.speed - ledger.in_flight))
         self.note(self.keeper.tick(world.now, self.yoda))
+        assert not self.keeper.urgent or self.keeper._go.is_set()  # else the loop would have to come back at once
         if self.keeper._go.is_set() or world.now - self.keeper._round_at >= beat_interval(TIMEOUT):
             self.keeper._go.clear()
             self.keeper._round()

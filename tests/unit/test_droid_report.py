@@ -52,14 +52,32 @@ def test_more_is_asked_for_together_with_what_is_being_made_durable_unless_someb
         if not idle:
             shell.core.holding.backlog.append((1, 2, 0))
         shell.store._syncing.append((records.new(1), 1000.9))  # which takes a while
-        shell.store._synced = 1001.0
+        shell.store._syncer._took = MOMENT / 20
         before = len(lines.sent)
         wait = shell._report(1001.0 + MOMENT / 4)
         if idle:
             assert lines.sent[-1].want > 0 and wait == math.inf
         else:
-            assert len(lines.sent) == before and wait == pytest.approx(0.75 * MOMENT)
+            assert len(lines.sent) == before and wait == pytest.approx(MOMENT)
             assert shell._report(1001.0 + 2 * MOMENT) == math.inf  # it takes too long
             assert lines.sent[-1].want > 0
+        shell.store._syncing.clear()
+        shell.store.close()
+
+
+def test_nobody_waits_for_a_sync_that_takes_long(tmp_path: Path) -> None:
+    here, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    lines: Any = Lines()
+    with here, zygote:
+        shell = DroidShell(lines, TaskDir(str(tmp_path)), Options(3), here, Slots(3), str(tmp_path), 0.0)
+        shell._message(messages.Welcome({"name": "t", "axis": {"files": []}}, "a"))
+        assert shell.store is not None
+        for worker in shell.core.workers:
+            worker.state = "ready"
+            worker.given.append((0, 1, 0))
+        shell.core.holding.backlog.append((1, 2, 0))
+        shell.store._syncing.append((records.new(1), 1000.0))
+        shell.store._syncer._took = 2 * MOMENT
+        assert shell._report(1001.0) == math.inf and lines.sent[-1].want > 0
         shell.store._syncing.clear()
         shell.store.close()

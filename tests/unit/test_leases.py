@@ -456,6 +456,51 @@ def test_what_runs_low_is_renewed_at_once_and_what_cannot_be_had_is_not_asked_fo
     assert ledger.elsewhere and not ledger.pending and not keeper.urgent
 
 
+def test_a_round_that_wanted_nothing_says_nothing_of_what_there_is() -> None:
+    ledger, room = Ledger(200), Memory()
+    ledger.pending.add(0, 200)
+    keeper = Keeper(Leases("me", edges(20), 60.0), room, None, ledger, lambda: 0.0)
+    keeper.leases.begin(0.0, room)
+    keeper.first()
+    dispatcher = Dispatcher(ledger, [0], Settings(), 200)
+    dispatcher.hello(0.0, 1, "here", 2)
+    keeper.tick(0.0, dispatcher)
+    keeper._round()  # there is enough to do
+    keeper.tick(0.1, dispatcher)
+    for start, stop in list(ledger.pending):
+        ledger.grant(1, start, stop)
+    assert keeper.urgent
+    stale = keeper._need  # a round that began before this
+    keeper.tick(0.2, dispatcher)
+    assert keeper._go.is_set()
+    keeper._go.clear()
+    keeper._need = stale
+    keeper._round()
+    keeper._need = Need(working=False)
+    keeper._round()
+    assert keeper.urgent
+    keeper.tick(0.3, dispatcher)
+    assert keeper._go.is_set()  # it is not taken for an answer
+
+
+def test_nothing_is_urgent_that_a_tick_would_not_do() -> None:
+    """Events of a minute: as much as four for each worker is enough, and no more is claimed."""
+    ledger, room = Ledger(200), Memory()
+    ledger.pending.add(0, 200)
+    keeper = Keeper(Leases("me", edges(20), 60.0), room, None, ledger, lambda: 0.0)
+    keeper.leases.begin(0.0, room)
+    keeper.first()
+    dispatcher = Dispatcher(ledger, [0], Settings(), 200)
+    dispatcher.hello(0.0, 1, "here", 2)
+    keeper.tick(0.0, dispatcher)
+    while ledger.pending.total > Need(workers=2).low:
+        (start, _), *_ = list(ledger.pending)
+        ledger.grant(1, start, start + 1)
+    keeper.tick(0.1, dispatcher)
+    assert keeper._need.low == keeper._need.enough == ledger.pending.total
+    assert not keeper.urgent and not keeper._go.is_set()
+
+
 def test_what_is_granted_in_a_part_that_was_taken_over_is_revoked() -> None:
     ledger, room = Ledger(20), Memory()
     ledger.pending.add(0, 20)

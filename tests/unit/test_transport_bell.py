@@ -116,11 +116,22 @@ def test_who_waits_for_a_send_to_be_taken_backs_off() -> None:
         assert ours.pause(False, FIRST, LAST) in (2 * SENDING, RUNG)
 
 
-def test_a_short_send_within_the_node_is_there_whatever_mpi_says() -> None:
-    """Open MPI says that it is finished when the other side has taken it: no reason to wake anybody."""
-    ours, comm, theirs = transport(rung=True)
+def met(rung: bool = True) -> tuple[Transport, Comm, Bell]:
+    """Rank 1 hears us, and we have heard from it."""
+    ours, comm, theirs = transport(rung)
     assert ours.bell is not None
     ours.bell.know({1: theirs.address})
+    comm.arrived = 1
+    assert ours.receive() is not None
+    theirs.ring(0)
+    ours.hush()
+    assert ours.pause(False, FIRST, LAST) == RUNG
+    return ours, comm, theirs
+
+
+def test_a_short_send_within_the_node_is_there_whatever_mpi_says() -> None:
+    """Open MPI says that it is finished when the other side has taken it: no reason to wake anybody."""
+    ours, comm, theirs = met()
     comm.stuck = True
     ours.send(1, bytes(WITHIN))
     assert theirs.hush() == 1
@@ -130,10 +141,54 @@ def test_a_short_send_within_the_node_is_there_whatever_mpi_says() -> None:
     assert theirs.hush() == 0
 
 
-def test_a_long_send_needs_us_until_it_is_finished_and_rings_again() -> None:
+def test_the_first_sends_to_a_rank_need_us_until_it_has_answered() -> None:
+    """MPI may still be finding the way there."""
     ours, comm, theirs = transport(rung=True)
     assert ours.bell is not None
     ours.bell.know({1: theirs.address})
+    comm.stuck = True
+    ours.send(1, b"x")
+    assert ours.pause(False, FIRST, LAST) == FIRST
+    comm.stuck = False
+    assert ours.pause(False, FIRST, LAST) == RUNG and theirs.hush() == 2
+
+
+def test_where_a_message_came_after_its_ring_short_sends_need_us_too() -> None:
+    """No memory is shared, as between containers."""
+    ours, comm, theirs = met()
+    theirs.ring(0)
+    ours.hush()
+    assert ours.receive() is None
+    assert ours.pause(False, FIRST, LAST) == FIRST
+    comm.arrived = 1
+    assert ours.receive() is not None
+    comm.stuck = True
+    ours.send(1, b"x")
+    assert ours.pause(False, FIRST, LAST) <= SENDING and theirs.hush() == 1
+    comm.stuck = False
+    ours.pause(False, FIRST, LAST)
+    assert theirs.hush() == 1
+
+
+def test_a_message_with_its_own_ring_is_no_late_one() -> None:
+    ours, comm, theirs = met()
+    theirs.ring(0)  # one too many
+    ours.hush()
+    assert ours.receive() is None
+    assert ours.pause(False, FIRST, LAST) == FIRST
+    comm.arrived = 1
+    theirs.ring(0)
+    ours.hush()
+    assert ours.receive() is not None
+    comm.stuck = True
+    ours.send(1, b"x")
+    while ours.pause(False, FIRST, LAST) < RUNG:  # it still looks for the one too many
+        pass
+    assert ours.sending and theirs.hush() == 1
+
+
+def test_a_long_send_needs_us_until_it_is_finished_and_rings_again() -> None:
+    ours, comm, theirs = met()
     comm.stuck = True
     ours.send(1, bytes(WITHIN + 1))
     assert theirs.hush() == 1
