@@ -27,9 +27,9 @@ from eventrange.durable import Syncer
 from eventrange.errors import CANNOT_WRITE, CannotWrite
 from eventrange.journal import JournalWriter
 from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Write
+from yoda.telling import Teller
 
 TICK, QUICK, URGENT = 0.5, 0.1, 0.005  #: seconds between looks at the clock; where moments count; where more is to do
-FAILURES_SAID = 100  #: failed attempts told one by one; a payload that fails on all of a million events is one story
 SUSPENDED = 1.0  #: a loop that did not turn for so long was stopped, and could hear nobody
 PULSE = 10.0  #: seconds between signs of life in the journal
 TIMES = 60.0  #: seconds between histograms of event times there
@@ -74,7 +74,7 @@ class MasterShell:
         self.unsynced: dict[int, int] = {}  # Droid -> number of its last note in the journal that it wants acknowledged
         self.unkept: dict[int, int] = {}  # the same, of those that are being synced
         self.stop_now = ""
-        self._failures = 0
+        self.teller = Teller(run.say)
         self._times_at = time.monotonic() + TIMES
         dispatcher.roster.awaited = set(range(1, transport.size))
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -278,46 +278,7 @@ class MasterShell:
             elif isinstance(step, Note):
                 values = {k: v for k, v in step.values.items() if k != "time"}
                 self._note(step.name, **values)
-                self._tell(step)
-
-    def _tell(self, note: Note) -> None:
-        """Log what a person would want to know, as a sentence."""
-        v = note.values
-        if note.name == "left" and str(v.get("reason", "")).startswith(("lost", "sick")):
-            self.info.say(
-                f"Droid {v['droid']} on {v['host']} is {v['reason'].splitlines()[0]}; its events are given to others"
-            )
-        elif note.name == "doubted":
-            self.info.say(f"Droid {v['droid']} on {v['host']} gets no more work: {v['reason']}")
-        elif note.name == "spare":
-            self.info.say(f"Droid {v['droid']} on {v['host']} gets no work while others are there: {v['reason']}")
-        elif note.name == "drain":
-            self.info.say(f"draining within {v['grace']:.0f} s: {v['reason']}")
-        elif note.name == "quarantined":
-            self.info.say(f"event {v['event']} is quarantined after {v['attempts']} attempts")
-        elif note.name == "lost_parts":
-            self.info.say(f"{len(v['parts'])} parts of the axis were taken over by {', '.join(v['to'])}")
-        elif note.name == "claimed" and v.get("from"):
-            self.info.say(f"{v['events']} events are taken over from {', '.join(v['from'])}")
-        elif note.name == "gave":
-            self.info.say(f"{len(v['parts'])} parts of the axis are given to allocations that have nothing to do")
-        elif note.name == "breaker":
-            more = "; it stays off until somebody says `yoda stageout --reset`" if v.get("alert") else ""
-            kind, _, name = str(v["key"]).partition(":")
-            if kind == "endpoint":
-                self.info.say(f"storage {name} is {v['after']} for Droid {v['by']}: {v['reason']}{more}")
-            else:
-                self.info.say(f"{kind} {name} is {v['after']}: {v['reason']}")
-        elif note.name == "blocked":
-            self.info.say(f"Droid {v['by']}: {v['waiting']} segments wait: no storage is well; processing goes on")
-        elif note.name == "evidence":
-            self._failures += 1
-            if self._failures <= FAILURES_SAID:
-                lines = (v["text"].strip() or "?").splitlines()
-                brief = lines[-1] if lines[0].startswith("Traceback") else lines[0]
-                self.info.say(f"event {v['event']} failed on droid {v['droid']} (attempt {v['attempt'] + 1}): {brief}")
-            elif self._failures == FAILURES_SAID + 1:
-                self.info.say("more events fail; see `yoda journal` for all of them")
+                self.teller.tell(step)
 
     def _due(self, now: float) -> float:
         """Seconds until the next group commit; infinite if nothing waits, or not yet."""
