@@ -7,7 +7,7 @@ the same fields from the parent process, in chunks that suit it; and bare proces
 else, which is the limit. None of the others makes anything durable, or could go on after a kill.
 
 Everything, with peers of an environment of their own: `yoda bench busy --peers VENV/bin/python`, on a quiet machine;
-it takes forty minutes. `pip install dask distributed ray parsl hyperqueue pythia8mc==8.317.2 h5py` makes one.
+it takes half an hour. `pip install dask distributed ray parsl hyperqueue pythia8mc==8.317.2 h5py` makes one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SECONDS, LONG = 8.0, 24.0  #: of work per core and case; of half a second it tak
 
 def run(quick: bool = False) -> dict[str, Any]:
     """Fractions for every mean and system, all rounds."""
-    rounds = 1 if quick else 3
+    rounds = 1 if quick else 2
     out: dict[str, Any] = {"workers": CORES, "busy": {}}
     for mean in MEANS:
         if (quick and mean != 0.005) or (not mean and importlib.util.find_spec("pythia8mc") is None):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import runs
@@ -53,8 +55,8 @@ def reference(place: Place) -> str:
     return place.sha256("reference")
 
 
-def job(place: Place) -> None:
-    place.job(NOISE, "noise", inputs={"format": "generate", "events": EVENTS})
+def job(place: Place, **keys: Any) -> None:
+    place.job(NOISE, "noise", inputs={"format": "generate", "events": EVENTS}, **keys)
 
 
 def test_a_disk_full_of_segments(place: Place, small_disk: Path) -> None:
@@ -77,7 +79,7 @@ def test_a_disk_full_of_segments(place: Place, small_disk: Path) -> None:
 def test_a_disk_without_room_for_the_journal(place_here: Place, small_disk: Path) -> None:
     """Segments have room, the journal has not: what it could not keep is not done."""
     place = place_here
-    job(place)
+    job(place, ranges={"events": 1})  # so many records that a disk without a free page has no room for them
     expected = reference(place)
     task = Path(place.task().root)
     (task / "segments").mkdir(parents=True)
@@ -85,12 +87,15 @@ def test_a_disk_without_room_for_the_journal(place_here: Place, small_disk: Path
     filler = small_disk / "filler"
     run = place.start()
     run.until(lambda: place.done() >= 20, "20 events done")
+    yoda = run.until_role("yoda")[0].pid
+    run.signal(yoda, signal.SIGSTOP)  # else it may be done with all before the disk is full
     with open(filler, "wb", buffering=0) as file:  # somebody else's files, as ever
         while True:
             try:
                 file.write(bytes(1 << 16))
             except OSError:
                 break
+    run.signal(yoda, signal.SIGCONT)
     done = run.wait()
     assert done.code == 73, done.text
     assert "No space left" in done.err and "journal" in done.err, done.text
