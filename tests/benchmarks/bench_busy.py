@@ -1,10 +1,11 @@
 """Busy cores: what part of the CPU time the machine could give became work in payloads, start-up excluded, output
 written.
 
-Events use a known, lognormal CPU time, or are real ones of Pythia (where pythia8mc is installed), whose CPU time is
-what bare processes need for them. Beside Yoda: every runner that is installed here, doing the same events and writing
-the same fields from the parent process, in chunks that suit it; and bare processes that share a counter and do nothing
-else, which is the limit. None of the others makes anything durable, or could go on after a kill.
+Events use a known, lognormal CPU time, or are real ones of Pythia (where pythia8mc is installed), which measure their
+own: it is longer or shorter by some per cent from minute to minute, as the machine is. Beside Yoda: every runner that
+is installed here, doing the same events and writing the same fields from the parent process, in chunks that suit it;
+and bare processes that share a counter and do nothing else, which is the limit. None of the others makes anything
+durable, or could go on after a kill.
 
 Everything, with peers of an environment of their own: `yoda bench busy --peers VENV/bin/python`, on a quiet machine;
 it takes half an hour. `pip install dask distributed ray parsl hyperqueue pythia8mc==8.317.2 h5py` makes one.
@@ -16,12 +17,27 @@ import importlib.util
 import multiprocessing
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import payloads
-from benchlib import CORES, MODULES, Figure, Sampler, alternate, median, peer, peer_python, workspace, write_job, yoda
+from benchlib import (
+    CORES,
+    ENTRY,
+    MODULES,
+    Figure,
+    Sampler,
+    alternate,
+    median,
+    peer,
+    peer_python,
+    workspace,
+    write_job,
+    yoda,
+)
 
 #: mean seconds per event -> budget; 0: Pythia
 MEANS = {0.5: None, 0.05: 0.985, 0.005: 0.95, 0.001: None, 0.0: None}
@@ -53,9 +69,8 @@ def run(quick: bool = False) -> dict[str, Any]:
             cases = _cases(folder, mean, events, quick)
             cases["limit"]()  # a machine that was idle is slow for a few seconds
             found = alternate(cases, rounds)
-        # events of Pythia take what they take: bare processes say how long
-        known = float(payloads.durations(mean, events).sum()) if mean else median([r["cpu"] for r in found["limit"]])
-        out["busy"][str(mean)] = {name: [known / r["capacity"] for r in rs] for name, rs in found.items()}
+        known = float(payloads.durations(mean, events).sum()) if mean else 0.0
+        out["busy"][str(mean)] = {name: [(known or r["cpu"]) / r["capacity"] for r in rs] for name, rs in found.items()}
     return out
 
 
@@ -64,7 +79,7 @@ def _cases(folder: Path, mean: float, events: int, quick: bool) -> dict[str, Any
         job = write_job(folder, "spin", "Spin", events, options={"mean": mean, "events": events})
     else:
         job = write_job(folder, "pythia", "Pythia", events)
-    cases: dict[str, Any] = {"yoda": lambda: _ours(job)}
+    cases: dict[str, Any] = {"yoda": lambda: _ours(job, measured=not mean)}
     for kind, chunk in list(CHUNKS.items())[: 1 if quick else None]:
         if kind in MODULES and not _usable(kind, mean):
             continue
@@ -82,14 +97,21 @@ def _usable(kind: str, mean: float) -> bool:
     return not subprocess.run([python, "-c", "import pythia8mc"], capture_output=True).returncode
 
 
-def _ours(job: Path) -> dict[str, float]:
+def _ours(job: Path, measured: bool) -> dict[str, float]:
     outcome = yoda(job)
-    return {"capacity": outcome.sampler.capacity(*outcome.window)}
+    cpu = 0.0
+    if measured:
+        merged = Path(outcome.taskdir.root) / "all.h5"
+        words = [sys.executable, ENTRY, "merge", outcome.taskdir.root, "-o", str(merged)]
+        subprocess.run(words, check=True, capture_output=True)
+        with h5py.File(merged) as file:
+            cpu = float(file["cpu"][:].sum())
+    return {"cpu": cpu, "capacity": outcome.sampler.capacity(*outcome.window)}
 
 
 def _peer(folder: Path, kind: str, mean: float, events: int, chunk: int) -> dict[str, float]:
     answer = peer(folder, kind, "spin" if mean else "pythia", events, chunk, mean=mean)
-    return {"capacity": answer["sampler"].capacity(*answer["window"])}
+    return {"cpu": answer["cpu"], "capacity": answer["sampler"].capacity(*answer["window"])}
 
 
 def _limit(mean: float, events: int) -> dict[str, float]:
@@ -104,19 +126,19 @@ def _limit(mean: float, events: int) -> dict[str, float]:
         ready.wait()
         with first.get_lock():
             first.value = first.value or time.time()
-        before = time.process_time()
+        used = 0.0
         while True:
             with counter.get_lock():
                 mine = counter.value
                 counter.value += 1
             if mine >= events:
                 break
-            if seconds is None:
-                made.process(mine)
-            else:
+            if made is not None:
+                used += made.process(mine)["cpu"]
+            elif seconds is not None:
                 payloads.spin(float(seconds[mine]))
         with cpu.get_lock():
-            cpu.value += time.process_time() - before
+            cpu.value += used
 
     def parent() -> None:  # of all the others, so that they are one tree
         workers = [context.Process(target=work) for _ in range(CORES)]

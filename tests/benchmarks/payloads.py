@@ -75,11 +75,12 @@ class Pythia:
         self.generator.init()
 
     def process(self, event: int) -> dict[str, Any]:
-        begin = time.time()
+        begin, before = time.time(), time.process_time()
         self.generator.rndm.init(event + 1)
         self.generator.next()
         charged = self.generator.event.nFinal(True)
-        return {"begin": begin, "end": time.time(), "charged": charged, "vertex": _VERTEX}
+        cpu = time.process_time() - before
+        return {"begin": begin, "end": time.time(), "cpu": cpu, "charged": charged, "vertex": _VERTEX}
 
 
 @functools.lru_cache(maxsize=1)

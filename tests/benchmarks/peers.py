@@ -191,12 +191,14 @@ def main() -> None:
         out: dict[str, Any] = {}
         begin = time.time()
         if request["work"] in ("spin", "pythia"):
-            writer, times = Writer("peer.h5"), []
+            writer, times, cpu = Writer("peer.h5"), [], 0.0
             for fields in run(work, range(events), chunk):
                 times.append((fields["begin"], fields["end"]))
+                cpu += fields.get("cpu", 0.0)
                 writer.add(fields)
             writer.flush()
             writer.file.close()
+            out["cpu"] = cpu
             out["window"] = (min(t[0] for t in times), max(t[1] for t in times))
         else:
             count = sum(1 for _ in run(work, range(events), chunk))
