@@ -17,6 +17,7 @@ _SIGNATURES = {
     "process": ("process(self, event)", "process(self, event, random)"),
     "process_range": ("process_range(self, events)", "process_range(self, events, randoms)"),
 }
+_RANDOM = ("random", "randoms")
 
 
 def has_methods(target: Any) -> bool:
@@ -46,21 +47,14 @@ def check_class(spec: str, target: type) -> None:
         should = _SIGNATURES[name]
         arguments = [None] * (should[-1].count(",") + own)
         full = f"{target.__name__}.{name}"
-        try:
-            if name in has and not draws(signature, own):
-                arguments.pop()
-        except ValueError as error:
-            assert signature is not None
-            raise PayloadInterface(payload=spec, detail=_unclear(full, signature), hint=str(error)) from error
-        if signature is not None and not (_binds(signature, arguments) and _wrapper_binds(method, arguments)):
+        if name in has and not _draws(spec, full, signature, own):
+            arguments.pop()
+        if not _binds(method, arguments):
             raise PayloadInterface(
                 payload=spec,
                 detail=f"{full}{signature} cannot be called as {' or '.join(should)}",
                 hint=f"write `def {should[-1]}`; what comes from the job file goes to __init__",
             )
-
-
-RANDOM = ("random", "randoms")
 
 
 def draws(signature: inspect.Signature | None, own: int = 0, options: Mapping[str, Any] = MappingProxyType({})) -> bool:
@@ -79,11 +73,11 @@ def draws(signature: inspect.Signature | None, own: int = 0, options: Mapping[st
     if second is None and len(positional) > own + 1:
         second = positional[own + 1]
     for parameter in parameters:
-        if parameter.name in RANDOM and parameter is not second and parameter.kind is not kinds.VAR_KEYWORD:
+        if parameter.name in _RANDOM and parameter is not second and parameter.kind is not kinds.VAR_KEYWORD:
             raise ValueError(f"make {parameter.name} the second argument")
-    if second is None or (second.name in options and second.name not in RANDOM):
+    if second is None or (second.name in options and second.name not in _RANDOM):
         return False
-    if second.kind is kinds.VAR_POSITIONAL or second.name in RANDOM or second.default is kinds.empty:
+    if second.kind is kinds.VAR_POSITIONAL or second.name in _RANDOM or second.default is kinds.empty:
         return True
     raise ValueError(
         f"call {second.name} `random` if it is to have the event's random numbers, else write `*, ` before it"
@@ -98,17 +92,25 @@ def check_function(spec: str, target: Any, options: dict[str, Any]) -> None:
         return
     name = getattr(target, "__name__", "function")
     hint = f"write `def {name}(event)`, or `def {name}(event, random)`, then arguments for payload.options"
-    try:
-        taken = 2 if draws(signature, options=options) else 1
-    except ValueError as error:
-        raise PayloadInterface(payload=spec, detail=_unclear(name, signature), hint=str(error)) from error
+    taken = 2 if _draws(spec, name, signature, options=options) else 1
     check_options(spec, signature, options, skip=taken)
-    if not _binds(signature, [None] * taken, options) or not _wrapper_binds(target, [None] * taken, options):
+    if not _binds(target, [None] * taken, options):
         raise PayloadInterface(payload=spec, detail=f"{name}{signature} cannot be called with an event", hint=hint)
 
 
-def _unclear(name: str, signature: inspect.Signature) -> str:
-    return f"{name}{signature} does not say whether it takes random numbers"
+def _draws(
+    spec: str,
+    name: str,
+    signature: inspect.Signature | None,
+    own: int = 0,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> bool:
+    """The same, of `name`; raises PayloadInterface."""
+    try:
+        return draws(signature, own, options)
+    except ValueError as error:
+        detail = f"{name}{signature} does not say whether it takes random numbers"
+        raise PayloadInterface(payload=spec, detail=detail, hint=str(error)) from error
 
 
 def check_options(spec: str, signature: inspect.Signature | None, options: dict[str, Any], skip: int) -> None:
@@ -144,21 +146,19 @@ def signature_of(target: Any) -> inspect.Signature | None:
         return None
 
 
-def _binds(signature: inspect.Signature, arguments: Sequence[Any], options: Mapping[str, Any] | None = None) -> bool:
-    try:
-        signature.bind(*arguments, **(options or {}))
-    except TypeError:
-        return False
+def _binds(target: Any, arguments: Sequence[Any], options: Mapping[str, Any] | None = None) -> bool:
+    """Whether it can be called so: by what it says of itself and, where a decorator shows the signature of what is
+    inside, by its own."""
+    for follow in (True, False):
+        try:
+            signature = inspect.signature(target, follow_wrapped=follow)
+        except (ValueError, TypeError):  # as in signature_of
+            continue
+        try:
+            signature.bind(*arguments, **(options or {}))
+        except TypeError:
+            return False
     return True
-
-
-def _wrapper_binds(target: Any, arguments: Sequence[Any], options: Mapping[str, Any] | None = None) -> bool:
-    """The same for what is called in the end, where a decorator shows the signature of what is inside."""
-    try:
-        outer = inspect.signature(target, follow_wrapped=False)
-    except (ValueError, TypeError):
-        return True
-    return _binds(outer, arguments, options)
 
 
 def jagged_fields(name: str, target: Any) -> tuple[str, ...]:

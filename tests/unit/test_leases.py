@@ -421,16 +421,22 @@ def test_what_cannot_be_claimed_is_an_error_at_the_start(task: TaskDir) -> None:
         Keeper(leases, room, None, ledger).first()
 
 
-def test_what_runs_low_is_renewed_at_once_and_what_cannot_be_had_is_not_asked_for_all_the_time() -> None:
-    """Not at the next look at the clock, which is up to half a second away."""
+def beginning() -> tuple[Ledger, Memory, Keeper, Dispatcher]:
+    """200 events in 20 parts, of which a few are claimed; one Droid with two workers is there."""
     ledger, room = Ledger(200), Memory()
     ledger.pending.add(0, 200)
     keeper = Keeper(Leases("me", edges(20), 60.0), room, None, ledger, lambda: 0.0)
     keeper.leases.begin(0.0, room)
     keeper.first()
-    assert not keeper.urgent  # nobody is there yet to work on it
     dispatcher = Dispatcher(ledger, [0], Settings(), 200)
     dispatcher.hello(0.0, 1, "here", 2)
+    return ledger, room, keeper, dispatcher
+
+
+def test_what_runs_low_is_renewed_at_once_and_what_cannot_be_had_is_not_asked_for_all_the_time() -> None:
+    """Not at the next look at the clock, which is up to half a second away."""
+    ledger, room, keeper, dispatcher = beginning()
+    assert not keeper.urgent  # nobody has looked yet at what there is to do
     keeper.tick(0.0, dispatcher)
     claimed = ledger.pending.total
     assert 0 < claimed < 200 and not keeper.urgent
@@ -457,13 +463,7 @@ def test_what_runs_low_is_renewed_at_once_and_what_cannot_be_had_is_not_asked_fo
 
 
 def test_a_round_that_wanted_nothing_says_nothing_of_what_there_is() -> None:
-    ledger, room = Ledger(200), Memory()
-    ledger.pending.add(0, 200)
-    keeper = Keeper(Leases("me", edges(20), 60.0), room, None, ledger, lambda: 0.0)
-    keeper.leases.begin(0.0, room)
-    keeper.first()
-    dispatcher = Dispatcher(ledger, [0], Settings(), 200)
-    dispatcher.hello(0.0, 1, "here", 2)
+    ledger, _, keeper, dispatcher = beginning()
     keeper.tick(0.0, dispatcher)
     keeper._round()  # there is enough to do
     keeper.tick(0.1, dispatcher)
@@ -485,13 +485,7 @@ def test_a_round_that_wanted_nothing_says_nothing_of_what_there_is() -> None:
 
 def test_nothing_is_urgent_that_a_tick_would_not_do() -> None:
     """Events of a minute: as much as four for each worker is enough, and no more is claimed."""
-    ledger, room = Ledger(200), Memory()
-    ledger.pending.add(0, 200)
-    keeper = Keeper(Leases("me", edges(20), 60.0), room, None, ledger, lambda: 0.0)
-    keeper.leases.begin(0.0, room)
-    keeper.first()
-    dispatcher = Dispatcher(ledger, [0], Settings(), 200)
-    dispatcher.hello(0.0, 1, "here", 2)
+    ledger, _, keeper, dispatcher = beginning()
     keeper.tick(0.0, dispatcher)
     while ledger.pending.total > Need(workers=2).low:
         (start, _), *_ = list(ledger.pending)
