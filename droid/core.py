@@ -81,6 +81,12 @@ class DroidCore:
         return self.draining or self.holding.remaining == 0
 
     @property
+    def apart(self) -> float:
+        """Seconds there should be between group commits: as with the length of ranges, a kill costs half of it and
+        being ready for one what a commit takes; which is much the same, but once for all workers."""
+        return 0.0 if self.hurried else self.holding.range_seconds * math.sqrt(2 / len(self.workers))
+
+    @property
     def seconds_per_event(self) -> float:
         return self.pace.seconds_per_event
 
@@ -128,9 +134,16 @@ class DroidCore:
         return [Spawn(i) for i in range(len(self.workers))]
 
     def granted(
-        self, now: float, ranges: list[Range], size: int, range_seconds: float, remaining: int, schema: str
+        self,
+        now: float,
+        ranges: list[Range],
+        size: int,
+        range_seconds: float,
+        remaining: int,
+        workers: int,
+        schema: str,
     ) -> list[Instruction]:
-        """Yoda answered. An empty grant is an answer too: nothing is pending now."""
+        """Yoda answered (messages.Grant). An empty grant is an answer too: nothing is pending now."""
         out: list[Instruction] = []
         if self._asked is not None and not self._waiting:
             self.pace.answered(now - self._asked)
@@ -140,6 +153,7 @@ class DroidCore:
             self._asked = None
         holding = self.holding
         holding.size, holding.range_seconds, holding.remaining = size, range_seconds, remaining
+        holding.far = self.pace.far(remaining, workers)
         if schema and schema != self.schema:
             if self.schema:  # another Droid was first
                 out.append(Discard())

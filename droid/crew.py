@@ -56,10 +56,15 @@ class _Peer:
 
 
 class Crew:
-    """The worker processes of one Droid. `poll` is the owner's; `handle` gets the descriptors that are ready."""
+    """The worker processes of one Droid. `poll` is the owner's, for the zygote; a worker that wants to be heard rings,
+    with a byte into `bell`."""
 
-    def __init__(self, control: socket.socket, slots: Slots, scratch: str, owner: Owner, poll: select.poll) -> None:
+    def __init__(
+        self, control: socket.socket, slots: Slots, scratch: str, owner: Owner, poll: select.poll, bell: int
+    ) -> None:
         self.control, self.slots, self.scratch, self.owner, self.poll = control, slots, scratch, owner, poll
+        self.bell = bell
+        self._sockets = select.poll()
         self.ready = False  #: the zygote has made the payload
         self._peers: dict[int, _Peer] = {}
         self._by_fd: dict[int, int] = {}
@@ -85,11 +90,11 @@ class Crew:
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECEIVE)
         ours.setblocking(False)
-        self._tell({"spawn": index}, theirs.fileno())
+        self._tell({"spawn": index}, theirs.fileno(), self.bell)
         theirs.close()
         self._peers[index] = _Peer(ours, wire.FrameReader())
         self._by_fd[ours.fileno()] = index
-        self.poll.register(ours, select.POLLIN)
+        self._sockets.register(ours, select.POLLIN)
 
     def program(self, words: list[str], environment: dict[str, str], fds: tuple[int, int, int]) -> bool:
         """Have the zygote start a program with `fds` as stdin, stdout and stderr; False: not yet, or no more."""
@@ -168,12 +173,11 @@ class Crew:
 
     # -- what arrives ------------------------------------------------------------------------------------------------
 
-    def handle(self, fd: int) -> None:
-        """Descriptor `fd`, one of ours, is readable."""
-        if fd == self.control.fileno():
-            self._zygote()
-        elif fd in self._by_fd:
-            self._receive(self._by_fd[fd])
+    def collect(self) -> None:
+        """Take what workers have sent, whether or not they rang for it."""
+        for fd, _ in self._sockets.poll(0):
+            if fd in self._by_fd:
+                self._receive(self._by_fd[fd])
 
     def _tell(self, message: dict[str, Any], *fds: int) -> None:
         data = msgspec.msgpack.encode(message)
@@ -185,7 +189,8 @@ class Crew:
         except (BrokenPipeError, ConnectionResetError):
             pass  # its end of file says the same
 
-    def _zygote(self) -> None:
+    def hear(self) -> None:
+        """The zygote has something to say."""
         try:
             data = self.control.recv(1 << 16)
         except ConnectionResetError:
@@ -204,6 +209,7 @@ class Crew:
             again, self.ready = self.ready, True
             if again:  # workers die with their zygote
                 for index in list(self._peers):
+                    self._receive(index, everything=True)
                     self._drop(index)
             self.owner.zygote_ready(message, again)
         elif "spawned" in message:
@@ -250,7 +256,7 @@ class Crew:
     def _close(self, peer: _Peer) -> None:
         if peer.open:
             peer.open = False
-            self.poll.unregister(peer.sock)
+            self._sockets.unregister(peer.sock)
             del self._by_fd[peer.sock.fileno()]
             peer.sock.close()
 

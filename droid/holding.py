@@ -62,6 +62,8 @@ class Holding:
         self.cuts: Sequence[int] | None = None  #: edges of ranges that someone else named; these have `size` on average
         self.range_seconds = 1.0
         self.remaining = 1  #: events pending at Yoda when it last wrote; 0 means this is the tail
+        self.far = False  #: whether that was far away then: workers have their next range queued
+        self.unseen = 0.0  #: seconds for which results are not looked at then, nor made durable
         self.reclaim = 0  #: events Yoda wants back and has not got yet
 
     # -- what it knows -----------------------------------------------------------------------------------------------
@@ -135,16 +137,29 @@ class Holding:
         hungry.sort(key=lambda i: self.workers[i].events)
         waiting = self.waiting  # counted once: the axis may be in shatters
         for number, index in enumerate(hungry):
-            w = self.workers[index]
             if not self.backlog:
                 break
-            ranges = self._take(spe, len(hungry) - number, waiting)
-            taken = sum(stop - start for start, stop, _ in ranges)
-            w.given.extend(ranges)
-            w.events += taken
-            waiting -= taken
-            out.append(Assign(index, ranges))
+            waiting -= self._give(index, self._take(spe, len(hungry) - number, waiting), out)
+        if self.far:
+            whole = self.size or self.pace.range_events(self.range_seconds)
+            for index, w in enumerate(self.workers):
+                while waiting >= whole and self._runs_dry(w, spe):
+                    waiting -= self._give(index, self._take(spe, 1, waiting), out, True)
         return out
+
+    def _give(self, index: int, ranges: list[Range], out: list[Assign], follow: bool = False) -> int:
+        """How many events these are."""
+        taken = sum(stop - start for start, stop, _ in ranges)
+        self.workers[index].given.extend(ranges)
+        self.workers[index].events += taken
+        out.append(Assign(index, ranges, follow))
+        return taken
+
+    def _runs_dry(self, w: Worker, spe: float) -> bool:
+        """Whether `w` may have done all that it has before we next look at it."""
+        if w.state != "ready" or not w.given or w.killed or w.cut:
+            return False
+        return len(w.given) == 1 or (w.events - w.given[0][1] + w.given[0][0]) * spe < 2 * self.unseen
 
     def _hungry(self, w: Worker, spe: float, idle: bool) -> bool:
         """Whether `w` takes more. At the tail only who has nothing does, while there is any such."""

@@ -20,6 +20,7 @@ class Spawn:
 class Assign:
     worker: int
     ranges: list[Range]
+    follow: bool = False  #: on what it has: what it finishes before these is not waited for
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,10 @@ LIMIT_FLOOR = 60.0  #: seconds any event may take under `timeout: auto`
 LIMIT_FACTOR = 10.0  #: and this many times the 99 % quantile
 LIMIT_EVENTS = 50  #: events measured before the quantile is believed
 RETRY_LIMIT_FACTOR = 4.0  #: an event that was too slow gets this much more at its next attempt: slow is not wrong (L5)
-RANGE_SECONDS_AHEAD = 2.0  #: seconds of work to hold beyond the low-water mark at most
+RANGE_SECONDS_AHEAD = 2.0  #: seconds of work to hold beyond the low-water mark at most, for a longer range
+ASK_SECONDS = 1.0  #: and at least: a question and its answer wake two processes
+QUEUED_MOST = 1.0  #: seconds an event may take on average for a worker to have its next range queued
+FAR = 2.0  #: seconds of work there are for every worker at least while the tail is far
 MOST = 1 << 20  #: events to hold at most
 FIRST_ANSWER, ANSWERS = 0.005, 7  #: seconds Yoda is expected to take; answers that are remembered
 
@@ -74,14 +77,24 @@ class Pace:
         if not spe:
             return ready * max(1, size), 2 * ready * max(1, size)
         low = math.ceil(ready * max(4 * self.round_trip, AHEAD_SECONDS) / spe)
-        ahead = min(range_seconds, RANGE_SECONDS_AHEAD) / spe
-        low = max(low, math.ceil(ahead))
-        high = low + max(1, math.ceil(ready * ahead))
+        ahead = min(range_seconds, RANGE_SECONDS_AHEAD)
+        low = max(low, math.ceil(ahead / spe))
+        high = low + max(1, math.ceil(ready * max(ahead, ASK_SECONDS) / spe))
         grown = max(2 * ready, int(4 * self._events))  # what has been measured earns the right to ask for more
         low, high = min(low, MOST, grown), min(high, 2 * MOST, grown)
         if size:
             low, high = max(low, size), max(high, 2 * size)
         return low, high
+
+    def far(self, remaining: int, workers: int) -> bool:
+        """Whether the tail is so far, with `remaining` events pending for all `workers`, that each worker may have its
+        next range queued behind the one at hand: nobody waits for us then between two ranges. What is queued behind an
+        event cannot be called back before that ends; so it must have begun long before others run out of work, and
+        where an event takes seconds a moment's wait is nothing."""
+        spe = self.seconds_per_event
+        if not 0 < spe <= QUEUED_MOST or not workers:
+            return False
+        return remaining * spe >= workers * max(FAR, quantile(self.times, 0.99))
 
     def range_events(self, range_seconds: float) -> int:
         """Events in a range of about `range_seconds`."""

@@ -87,7 +87,7 @@ class DroidShell:
         self._bell = transport.bell.fileno() if transport.bell is not None else -1
         if self._bell >= 0:
             self.poll.register(self._bell, select.POLLIN)
-        self.crew = Crew(control, slots, scratch, self, self.poll)
+        self.crew = Crew(control, slots, scratch, self, self.poll, self._waker)
         self.store: Store | None = None  # made when Yoda has said which allocation this is
         self.welcome: messages.Welcome | None = None
         self.out: list[NDArray[Any]] = []  # rows that may be reported
@@ -117,27 +117,31 @@ class DroidShell:
         signals.listen()
         self._hello()
         pause, held, expecting = PROBE_FIRST, math.inf, False
-        tick_at = time.monotonic()
+        ticked, every, listened = -math.inf, TICK, -math.inf
         while not self.stopping:
             now = time.monotonic()
             due = self.store.due(now, self.core.holding.busy > 0) if self.store else TICK
+            if self.core.holding.far:  # workers do not ring for everything
+                due = min(due, listened + self.core.holding.unseen - now)
             moved = False
-            for fd, _ in self.poll.poll(1000 * max(0.0, min(pause, tick_at - now, due, held))):
+            for fd, _ in self.poll.poll(1000 * max(0.0, min(pause, ticked + every - now, due, held))):
                 if fd == self._wake:
                     os.read(self._wake, 4096)
                 elif fd == self._bell:
                     self.transport.hush()
                 else:
-                    self.crew.handle(fd)
+                    self.crew.hear()
+            listened = time.monotonic()
+            self.crew.collect()
             while self._signals:
                 self._signal(self._signals.pop(0))
             while (got := self.transport.receive()) is not None:
                 moved = True
                 self._message(messages.decode(got[1]))
             now = time.monotonic()
-            tick_at = min(tick_at, now + QUICK) if self.core.hurried else tick_at
-            if now >= tick_at:
-                tick_at = now + TICK
+            every = QUICK if self.core.hurried else TICK
+            if now >= ticked + 0.5 * every:  # while we are awake: that saves waking up for it
+                ticked = now
                 self._tick(now)
             self._commit(now)
             held = self._report(now)
@@ -173,6 +177,8 @@ class DroidShell:
     def _commit(self, now: float) -> None:
         if self.store is None:
             return
+        self.store.apart = self.core.apart
+        self.core.holding.unseen = self.store.spacing
         self.store.pump(now, self.core.holding.busy > 0)
         self.out += self.store.ready
         self.notes += self.store.sealed
@@ -215,11 +221,19 @@ class DroidShell:
                 self.uploads.begin(task, allocation, rank, self.log)
             self._start_workers()
         elif isinstance(message, messages.Grant):
-            ranges = messages.unpack_ranges(message.ranges)
             if self.sick is not None:
                 return  # Yoda takes everything back when it hears of it
+            ranges = messages.unpack_ranges(message.ranges)
             self._do(
-                self.core.granted(now, ranges, message.size, message.range_seconds, message.remaining, message.schema)
+                self.core.granted(
+                    now,
+                    ranges,
+                    message.size,
+                    message.range_seconds,
+                    message.remaining,
+                    message.workers,
+                    message.schema,
+                )
             )
         elif isinstance(message, messages.Drain):
             if message.reason != "complete":
@@ -248,7 +262,8 @@ class DroidShell:
             return math.inf
         since = now - self._reported
         if since < REPORT_GAP:
-            return REPORT_GAP - since
+            told = self.out or self.evidence or self.notes or self.core.finished or self.core.lacking()
+            return REPORT_GAP - since if told else math.inf
         want, wait = self._want(now)
         tail = self.core.holding.busy and not self.core.holding.remaining  # who is idle then has nothing to tell
         quiet = self._tail_heartbeat if tail else self.options.heartbeat
@@ -363,7 +378,8 @@ class DroidShell:
                 self.spent.forked(step.worker, time.monotonic())
                 self.crew.spawn(step.worker)
             elif isinstance(step, core.Assign):
-                self.crew.send(step.worker, wire.frame(wire.RANGES, messages.pack_ranges(step.ranges)))
+                kind = wire.NEXT if step.follow else wire.RANGES
+                self.crew.send(step.worker, wire.frame(kind, messages.pack_ranges(step.ranges)))
             elif isinstance(step, core.Cut):
                 self.slots.cut(step.worker, True)
             elif isinstance(step, core.Kill):

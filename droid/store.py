@@ -28,7 +28,9 @@ from eventrange.times import add, time_bin
 if TYPE_CHECKING:
     from eventrange.axis import Axis
 
+INSTANT = 0.002  #: and that are not worth going to sleep for
 MOMENT = 0.02  #: seconds that are worth waiting for a sync
+EARLY = 0.4  #: of the time between group commits
 _FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -39,7 +41,7 @@ class Choices:
     segment_bytes: int = 1 << 30
     segment_seconds: float = 1800.0
     segment_format: str = "tar"
-    commit_seconds: float = 0.25  #: between group commits at most
+    commit_seconds: float = 0.5  #: between group commits at most
     commit_least: float = 0.0  #: and at least, but for the end: all Droids together should not overload a file server
     commit_bytes: int = 64 << 20
 
@@ -62,6 +64,7 @@ class Store:
         self.ready: list[NDArray[Any]] = []  #: rows that may be reported
         self.sealed: list[dict[str, Any]] = []  #: notes of segments that were finished
         self.axis: Axis | None = None  #: set where someone else named the ranges: it knows their names
+        self.apart = 0.0  #: seconds between group commits that are worth it
         self.trouble: CannotWrite | None = None  #: set when nothing more can be stored here
         self._segment: SegmentWriter | None = None
         self._number = -1
@@ -121,8 +124,13 @@ class Store:
             return float("inf")
         if self._bytes >= self.choices.commit_bytes or not busy:
             return 0.0
-        spacing = self._syncer.spacing(self.choices.commit_seconds, self.choices.commit_least)
-        return max(0.0, self._synced + spacing - now)
+        return max(0.0, self._synced + self.spacing - now)
+
+    @property
+    def spacing(self) -> float:
+        """Seconds between group commits."""
+        least = max(self.apart, self.choices.commit_least)
+        return self._syncer.spacing(self.choices.commit_seconds, least)
 
     @property
     def soon(self) -> bool:
@@ -131,6 +139,16 @@ class Store:
 
     def pump(self, now: float, busy: bool) -> None:
         """Collect finished syncs and ask for the next when it is due."""
+        self._collect(now)
+        # A little early, while we are awake: that saves waking up for it.
+        if self.due(now + EARLY * self.apart, busy) <= 0 and self._segment is not None:
+            self._synced = now
+            self._request(self._segment.file)
+            if self._syncer.takes < INSTANT and busy:
+                self._syncer.settle(2 * INSTANT)
+                self._collect(time.monotonic())
+
+    def _collect(self, now: float) -> None:
         for rows, error in self._syncer.done():
             add(self.commits, {time_bin(now - self._syncing.popleft()[1]): 1})
             if error is not None:
@@ -138,9 +156,6 @@ class Store:
                 self._undo(rows, rows["size"] > 0)
                 self._give_up(error)
             self.ready.append(rows)
-        if self.due(now, busy) <= 0 and self._segment is not None:
-            self._synced = now
-            self._request(self._segment.file)
 
     def discard(self) -> None:
         """The images of all rows that are not handed out yet are of no use: return their ranges."""

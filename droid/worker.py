@@ -17,6 +17,7 @@ import traceback
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import floor, log2
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,14 +59,14 @@ class Work(Protocol):
 
 
 class WorkerLoop:
-    """Processes ranges and collects results; `send` takes the buffers of a frame."""
+    """Processes ranges and collects results; `send` takes the buffers of a frame, and whether to wake the Droid."""
 
     def __init__(
         self,
         payload: Work,
         events: Events,
         slot: Slot,
-        send: Callable[[list[Any]], None],
+        send: Callable[[list[Any], bool], None],
         attributes: dict[str, Any],
         images: bool = True,
         stderr: int = -1,
@@ -84,22 +85,26 @@ class WorkerLoop:
 
     # -- results -----------------------------------------------------------------------------------------------------
 
-    def flush(self) -> None:
+    def flush(self, ring: bool = True) -> None:
         """Send what is finished."""
         self._flushed = time.monotonic()
         if not self._rows:
             return
         rows = np.array(self._rows, records.RECORD)
         extra = wire.Extra(self._evidence, self._times, self._schema, self.waited, self.again)
-        self.send(wire.batch(rows, extra, self._blobs))
+        self.send(wire.batch(rows, extra, self._blobs), ring)
         self._rows, self._blobs, self._bytes = [], [], 0
         self._evidence, self._times, self.waited, self.again = [], {}, 0.0, 0.0
         if self.stderr >= 0 and os.fstat(self.stderr).st_size > OUTPUT_BYTES:
             os.ftruncate(self.stderr, 0)
 
-    def maybe_flush(self) -> None:
+    def maybe_flush(self, ring: bool) -> None:
         if self._bytes > FLUSH_BYTES or time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
+            self.flush(ring)
+
+    def give_back(self, work: Range) -> None:
+        """Of `work` nothing was begun."""
+        self._row(Kind.RETURNED, Code.DRAINED, work, _now())
 
     def _row(self, kind: Kind, code: Code, work: Range, begun: tuple[float, float, float], data: bytes = b"") -> None:
         clock, wall, cpu = begun
@@ -159,9 +164,8 @@ class WorkerLoop:
         before = asked = begun[1]
         for at in range(start, stop):
             if slot.cut:
-                slot.take_cut()
                 self._done(first, made, attempt, begun)
-                self._row(Kind.RETURNED, Code.DRAINED, (at, stop, attempt), _now())
+                self.give_back((at, stop, attempt))
                 return
             enter(at, 1, before)
             if before - asked > CPU_SECONDS:
@@ -181,8 +185,8 @@ class WorkerLoop:
 
     def _grouped(self, work: Range, events: Sequence[Any], begun: tuple[float, float, float]) -> None:
         start, stop, attempt = work
-        if self.slot.take_cut():
-            self._row(Kind.RETURNED, Code.DRAINED, work, begun)
+        if self.slot.cut:
+            self.give_back(work)
             return
         try:
             made = self.payload.process_events(events, range(start, stop))
@@ -286,37 +290,58 @@ def tail(fd: int) -> str:
         return ""
 
 
+class Orders:
+    """What the Droid has sent a worker. `todo` are ranges, and whether each follows on what was there before."""
+
+    def __init__(self, sock: socket.socket, loop: WorkerLoop) -> None:
+        self.sock, self.loop = sock, loop
+        self.todo: deque[tuple[Range, bool]] = deque()
+        self._reader = wire.FrameReader()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._poll.poll(0))
+
+    def take(self) -> bool:
+        """Take what there is, or wait for it; False if this is the end, because the Droid says so or is gone."""
+        data = self.sock.recv(1 << 16)
+        for kind, payload in self._reader.feed(data):
+            if kind in (wire.RANGES, wire.NEXT):
+                self.todo.extend((work, kind == wire.NEXT) for work in unpack_ranges(bytes(payload)))
+            elif kind == wire.SCHEMA:
+                self.loop.expected = bytes(payload).decode() or None
+            elif kind == wire.QUIT:
+                return False
+        return bool(data)
+
+
 def serve(sock: socket.socket, loop: WorkerLoop) -> None:
     """Take ranges from `sock` until told to quit or the Droid is gone."""
-    reader = wire.FrameReader()
-    todo: deque[Range] = deque()
     sock.setblocking(True)
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
+    orders = Orders(sock, loop)
+    todo, slot = orders.todo, loop.slot
     while True:
         if not todo:
             loop.flush()
-            data: bytes | None = sock.recv(1 << 16)
-        else:
-            data = sock.recv(1 << 16) if poll.poll(0) else None
-        if data == b"":
+        if (not todo or orders.waiting) and not orders.take():
             return
-        for kind, payload in reader.feed(data) if data else ():
-            if kind == wire.RANGES:
-                todo.extend(unpack_ranges(bytes(payload)))
-            elif kind == wire.SCHEMA:
-                loop.expected = bytes(payload).decode() or None
-            elif kind == wire.QUIT:
-                loop.flush()
-                return
-        if todo:
-            if loop.slot.take_cut():
-                while todo:
-                    loop._row(Kind.RETURNED, Code.DRAINED, todo.popleft(), _now())
-                loop.flush()
-                continue
-            loop.process(todo.popleft())
-            loop.maybe_flush()
+        if not todo:
+            continue
+        if not slot.cut:
+            loop.process(todo.popleft()[0])
+        if slot.cut:
+            while orders.waiting:  # what was sent before it goes back, too
+                if not orders.take():
+                    return
+            slot.take_cut()
+            while todo:
+                loop.give_back(todo.popleft()[0])
+            loop.flush()
+        else:
+            loop.maybe_flush(ring=not (todo and todo[0][1]))
 
 
 def worker_main(
@@ -326,21 +351,33 @@ def worker_main(
     payload: Any,
     make_events: Callable[[], Events],
     settings: dict[str, Any],
+    bell: int,
 ) -> None:
-    """Body of a forked worker. Never returns normally into the zygote's code: the caller exits when this is over."""
+    """Body of a forked worker; a byte into `bell` wakes the Droid. Never returns normally into the zygote's code: the
+    caller exits when this is over."""
     sock.setblocking(True)
     faulthandler.enable()
 
-    def send(parts: list[Any]) -> None:
-        # All at once: the Droid, which may share this core, is to be woken once. What does not fit waits.
+    def wake() -> None:
+        with suppress(OSError):  # it is full of rings; or the payload has closed what it does not know
+            os.write(bell, b"w")
+
+    def send(parts: list[Any], ring: bool = True) -> None:
+        # All at once: the Droid, which may share this core, is to be woken once. What does not fit waits for it.
         views = [memoryview(part).cast("B") for part in parts if len(part)]
         for at in range(0, len(views), _MOST_PARTS):
             some = views[at : at + _MOST_PARTS]
-            sent = sock.sendmsg(some)
+            try:
+                sent = sock.sendmsg(some, (), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
             for view in some:
                 if sent < len(view):
+                    wake()
                     sock.sendall(view[sent:])
                 sent = max(0, sent - len(view))
+        if ring:
+            wake()
 
     begun = time.monotonic()
     try:

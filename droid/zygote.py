@@ -7,8 +7,8 @@ which the Droid, being an MPI process, could not do itself.
 
     Droid -- socketpair --> guardian (holds it open) --> zygote (uses it) --> workers (one socketpair each)
 
-Messages on the control socket are MessagePack maps, one per packet. Droid -> zygote: task, spawn (with a file
-descriptor), kill, program (with three), end. Zygote -> Droid: ready, failed, spawned, exit.
+Messages on the control socket are MessagePack maps, one per packet. Droid -> zygote: task, spawn (with the
+worker's socket and the pipe that wakes the Droid), kill, program (with three descriptors), end. Zygote -> Droid: ready, failed, spawned, exit.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Zygote:
                     return 0
                 message = msgspec.msgpack.decode(data)
                 if "spawn" in message:
-                    self._spawn(message["spawn"], socket.socket(fileno=fds[0]))
+                    self._spawn(message["spawn"], socket.socket(fileno=fds[0]), fds[1])
                 elif "kill" in message:
                     for pid, index in self.workers.items():
                         if index == message["kill"]:
@@ -202,11 +202,12 @@ class Zygote:
                 cpu = usage.ru_utime + usage.ru_stime
                 self.tell(exit=index, pid=pid, status=code, cpu=cpu, rss=usage.ru_maxrss * 1024)
 
-    def _spawn(self, index: int, worker_sock: socket.socket) -> None:
+    def _spawn(self, index: int, worker_sock: socket.socket, bell: int) -> None:
         parent = os.getpid()
         pid = os.fork()
         if pid:
             worker_sock.close()
+            os.close(bell)
             self.workers[pid] = index
             self.tell(spawned=index, pid=pid)
             return
@@ -224,7 +225,7 @@ class Zygote:
                 "workers": len(self.slots.table),
                 "scratch": self.blueprint.scratch,
             }
-            worker_main(worker_sock, self.slots.worker(index), index, self.payload, self._events, settings)
+            worker_main(worker_sock, self.slots.worker(index), index, self.payload, self._events, settings, bell)
             os._exit(0)
         except BaseException:
             import traceback

@@ -159,7 +159,8 @@ def _remove(path: str) -> None:
         pass
 
 
-SPARED = 40.0  #: between group commits there is so much more time than an fsync takes
+SPARED = 40.0  #: between group commits there is so much more time than an fsync takes,
+POLITE = 0.125  #: or so many seconds
 
 
 class Syncer:
@@ -176,14 +177,14 @@ class Syncer:
         self._asked: list[tuple[Any, DurableFile]] = []
         self._finished: list[tuple[Any, CannotWrite | None]] = []
         self._condition = threading.Condition()
-        self._ending = False
+        self._ending = self._awaited = False
         self._thread = threading.Thread(target=self._run, name="syncer", daemon=True)
         self._thread.start()
 
     def spacing(self, most: float, least: float = 0.0) -> float:
         """Seconds there should be between two group commits: few where an fsync takes next to none, so that a kill
-        costs less; never more than `most`."""
-        return most if self._took is None else min(most, max(least, SPARED * self._took))
+        costs less; `least` if that is longer, but never more than `most`."""
+        return min(most, max(least, min(POLITE, SPARED * self.takes)))
 
     @property
     def takes(self) -> float:
@@ -199,6 +200,13 @@ class Syncer:
         with self._condition:
             finished, self._finished = self._finished, []
         return finished
+
+    def settle(self, seconds: float) -> None:
+        """Wait for what was asked for, at most so long. What is quick need not wake anybody."""
+        with self._condition:
+            self._awaited = True
+            self._condition.wait_for(lambda: self._finished, seconds)
+            self._awaited = False
 
     def close(self) -> None:
         with self._condition:
@@ -228,4 +236,8 @@ class Syncer:
                 with self._condition:
                     self._took = took if self._took is None else 0.75 * self._took + 0.25 * took
                     self._finished.append((token, error))
-            self._wake()
+            with self._condition:
+                self._condition.notify_all()
+                awaited = self._awaited
+            if not awaited:
+                self._wake()

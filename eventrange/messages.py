@@ -130,13 +130,15 @@ class Grant(Message, frozen=True, tag=16, array_like=True):
     """Yoda -> Droid: work. `size` > 0 fixes the events per range (of ranges that someone else named it is the mean);
     else a range is about `range_seconds` of work.
 
-    `remaining` events are still pending at Yoda after this grant: at 0 the Droid makes its ranges small.
+    `remaining` events are still pending at Yoda after this grant: at 0 the Droid makes its ranges small. They are for
+    all `workers` of the allocation.
     """
 
     ranges: bytes
     size: int
     range_seconds: float
     remaining: int
+    workers: int
     schema: str = ""
 
 

@@ -398,9 +398,10 @@ class Dispatcher:
         return out
 
     def _grant(self, ranges: list[Range]) -> messages.Grant:
-        seconds = max(self.settings.range_seconds, self.roster.workers / RANGES_PER_SECOND)
+        workers = self.roster.workers
+        seconds = max(self.settings.range_seconds, workers / RANGES_PER_SECOND)
         packed = messages.pack_ranges(ranges)
-        return messages.Grant(packed, self.settings.size, seconds, self.ledger.pending.total, self.schema)
+        return messages.Grant(packed, self.settings.size, seconds, self.ledger.pending.total, workers, self.schema)
 
     def _tail(self, now: float) -> list[Instruction]:
         """Nothing is pending: move work from the loaded to the idle, or copy the slowest events."""

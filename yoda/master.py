@@ -47,7 +47,7 @@ class Run:
 
     allocation: str
     task: dict[str, Any]  #: for Welcome
-    commit_seconds: float = 0.25  #: between group commits at most
+    commit_seconds: float = 0.5  #: between group commits at most
     deadline: Callable[[], float | None] = lambda: None  #: unix seconds; asked now and then
     say: Callable[[str], None] = print
     progress: Callable[[Dispatcher, float], None] = lambda dispatcher, lag: None
@@ -90,10 +90,11 @@ class MasterShell:
         if self.transport.bell is not None:
             poll.register(self.transport.bell, select.POLLIN)
         begun = time.monotonic()
-        tick_at, pulse_at, pause, last, heard = begun, begun + PULSE, PROBE_FIRST, begun, begun
+        pulse_at, pause, last, heard = begun + PULSE, PROBE_FIRST, begun, begun
+        ticked, every = -math.inf, TICK
         while True:
             now = time.monotonic()
-            timeout = max(0.0, min(pause, tick_at - now, self._due(now)))
+            timeout = max(0.0, min(pause, ticked + every - now, self._due(now)))
             for fd, _ in poll.poll(timeout * 1000):
                 if fd == self._wake:
                     os.read(self._wake, 4096)
@@ -113,12 +114,13 @@ class MasterShell:
                 moved = True
                 self._message(*got)
             now = time.monotonic()
-            tick_at = min(tick_at, now + QUICK) if self.dispatcher.hurried else tick_at
-            if now >= tick_at or self.info.urgent() or (self.dispatcher.complete and not self.dispatcher.draining):
+            every = QUICK if self.dispatcher.hurried else TICK
+            pressing = self.info.urgent() or (self.dispatcher.complete and not self.dispatcher.draining)
+            if pressing or now >= ticked + 0.5 * every:  # while we are awake: that saves waking up for it
                 suspended = now - last if now - last > SUSPENDED else 0.0
                 self._tick(now, suspended, begun)
-                hurry = URGENT if self.info.urgent() else QUICK if self.dispatcher.hurried else TICK
-                tick_at = now + hurry
+                ticked = now
+                every = URGENT if self.info.urgent() else every
                 if now >= pulse_at:
                     self._pulse()
                     pulse_at = now + PULSE

@@ -119,7 +119,7 @@ class Segments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Group commit: one fsync for all that gathered in so many seconds or bytes, whichever comes first."""
 
-    seconds: Annotated[_Span, Meta(examples=["0.25s"])] = 0.25
+    seconds: Annotated[_Span, Meta(examples=["1s"])] = 1.0
     bytes: Annotated[_Bytes, Meta(examples=["64MiB"])] = 64 * MiB
 
 
