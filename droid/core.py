@@ -17,7 +17,7 @@ from droid.instructions import Assign, Cut, Discard, Failure, Instruction, Kill,
 from droid.pace import Pace
 from eventrange import records
 from eventrange.errors import BAD_CONFIG
-from eventrange.messages import Range
+from eventrange.messages import Grant, Range, unpack_ranges
 from eventrange.records import Code, Kind
 from eventrange.times import add
 
@@ -77,14 +77,14 @@ class DroidCore:
 
     @property
     def hurried(self) -> bool:
-        """Whether moments count: nothing is pending at Yoda, or all is to end."""
-        return self.draining or self.holding.remaining == 0
+        """Whether moments count: nothing is pending at Yoda and not all are at work, or all is to end."""
+        return self.draining or (self.holding.remaining == 0 and any(w.idle for w in self.workers))
 
     @property
     def apart(self) -> float:
         """Seconds there should be between group commits: as with the length of ranges, a kill costs half of it and
         being ready for one what a commit takes; which is much the same, but once for all workers."""
-        return 0.0 if self.hurried else self.holding.range_seconds * math.sqrt(2 / len(self.workers))
+        return 0.0 if self.draining else self.holding.range_seconds * math.sqrt(2 / len(self.workers))
 
     @property
     def seconds_per_event(self) -> float:
@@ -133,18 +133,10 @@ class DroidCore:
     def start(self) -> list[Instruction]:
         return [Spawn(i) for i in range(len(self.workers))]
 
-    def granted(
-        self,
-        now: float,
-        ranges: list[Range],
-        size: int,
-        range_seconds: float,
-        remaining: int,
-        workers: int,
-        schema: str,
-    ) -> list[Instruction]:
-        """Yoda answered (messages.Grant). An empty grant is an answer too: nothing is pending now."""
+    def granted(self, now: float, grant: Grant) -> list[Instruction]:
+        """Yoda answered. An empty grant is an answer too: nothing is pending now."""
         out: list[Instruction] = []
+        ranges = unpack_ranges(grant.ranges)
         if self._asked is not None and not self._waiting:
             self.pace.answered(now - self._asked)
         # Yoda knows what we want and will write when there is some.
@@ -152,13 +144,13 @@ class DroidCore:
         if not self._waiting:
             self._asked = None
         holding = self.holding
-        holding.size, holding.range_seconds, holding.remaining = size, range_seconds, remaining
-        holding.far = self.pace.far(remaining, workers)
-        if schema and schema != self.schema:
+        holding.size, holding.range_seconds, holding.remaining = grant.size, grant.range_seconds, grant.remaining
+        holding.far = self.pace.far(grant.remaining, grant.workers)
+        if grant.schema and grant.schema != self.schema:
             if self.schema:  # another Droid was first
                 out.append(Discard())
-            self.schema = schema
-            out.append(SetSchema(schema))
+            self.schema = grant.schema
+            out.append(SetSchema(grant.schema))
         if self.draining or self.stopped:
             if ranges:
                 out.append(Rows(returned(ranges, Code.DRAINED)))

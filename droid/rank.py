@@ -223,18 +223,7 @@ class DroidShell:
         elif isinstance(message, messages.Grant):
             if self.sick is not None:
                 return  # Yoda takes everything back when it hears of it
-            ranges = messages.unpack_ranges(message.ranges)
-            self._do(
-                self.core.granted(
-                    now,
-                    ranges,
-                    message.size,
-                    message.range_seconds,
-                    message.remaining,
-                    message.workers,
-                    message.schema,
-                )
-            )
+            self._do(self.core.granted(now, message))
         elif isinstance(message, messages.Drain):
             if message.reason != "complete":
                 self.log(f"draining within {message.grace:.1f} s: {message.reason}")

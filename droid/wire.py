@@ -1,6 +1,6 @@
 """What travels between a Droid and a worker: frames `length 4 | type 1 | payload` on a stream socket.
 
-To the worker: 'R' ranges (messages.RANGE rows), 'N' such that follow on what it has, 'S' the task's schema, 'Q' end.
+To the worker: 'R' ranges (messages.RANGE rows), 'N' such that follow on what it has, 'S' the task's schema.
 To the Droid: 'I' ready, with what start-up took; 'X' cannot start, with the reason; 'B' a batch of results: the length
 of three parts, then RECORD rows in the order of work, the evidence and event times (MessagePack), and all images one
 after another in the order of the DONE rows that have one.
@@ -22,7 +22,7 @@ from eventrange import records
 from eventrange.messages import Evidence
 
 HEAD = struct.Struct("<IB")
-RANGES, NEXT, SCHEMA, QUIT = ord("R"), ord("N"), ord("S"), ord("Q")
+RANGES, NEXT, SCHEMA = ord("R"), ord("N"), ord("S")
 READY, CANNOT, BATCH = ord("I"), ord("X"), ord("B")
 _PARTS = struct.Struct("<II")
 

@@ -290,6 +290,35 @@ def tail(fd: int) -> str:
         return ""
 
 
+class Line:
+    """A worker's way to its Droid: a socket for frames, and a pipe into which a byte wakes it."""
+
+    def __init__(self, sock: socket.socket, bell: int) -> None:
+        self.sock, self.bell = sock, bell
+
+    def send(self, parts: list[Any], ring: bool = True) -> None:
+        """Send a frame, all at once: the Droid, which may share this core, is to be woken once, if at all. It must be
+        where the frame does not fit."""
+        views = [memoryview(part).cast("B") for part in parts if len(part)]
+        for at in range(0, len(views), _MOST_PARTS):
+            some = views[at : at + _MOST_PARTS]
+            try:
+                sent = self.sock.sendmsg(some, (), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
+            for view in some:
+                if sent < len(view):
+                    self.wake()
+                    self.sock.sendall(view[sent:])
+                sent = max(0, sent - len(view))
+        if ring:
+            self.wake()
+
+    def wake(self) -> None:
+        with suppress(OSError):  # the pipe is full of rings; or the payload closed what it does not know
+            os.write(self.bell, b"w")
+
+
 class Orders:
     """What the Droid has sent a worker. `todo` are ranges, and whether each follows on what was there before."""
 
@@ -306,42 +335,35 @@ class Orders:
         return bool(self._poll.poll(0))
 
     def take(self) -> bool:
-        """Take what there is, or wait for it; False if this is the end, because the Droid says so or is gone."""
+        """Take what there is, or wait for it; False if the Droid is gone."""
         data = self.sock.recv(1 << 16)
         for kind, payload in self._reader.feed(data):
             if kind in (wire.RANGES, wire.NEXT):
                 self.todo.extend((work, kind == wire.NEXT) for work in unpack_ranges(bytes(payload)))
             elif kind == wire.SCHEMA:
                 self.loop.expected = bytes(payload).decode() or None
-            elif kind == wire.QUIT:
-                return False
         return bool(data)
 
 
 def serve(sock: socket.socket, loop: WorkerLoop) -> None:
-    """Take ranges from `sock` until told to quit or the Droid is gone."""
+    """Take ranges from `sock` until the Droid is gone."""
     sock.setblocking(True)
     orders = Orders(sock, loop)
     todo, slot = orders.todo, loop.slot
     while True:
-        if not todo:
+        while not todo:
             loop.flush()
-        if (not todo or orders.waiting) and not orders.take():
-            return
-        if not todo:
-            continue
+            if not orders.take():
+                return
         if not slot.cut:
             loop.process(todo.popleft()[0])
-        if slot.cut:
-            while orders.waiting:  # what was sent before it goes back, too
-                if not orders.take():
-                    return
-            slot.take_cut()
+        while orders.waiting:
+            if not orders.take():
+                return
+        if slot.take_cut():
             while todo:
                 loop.give_back(todo.popleft()[0])
-            loop.flush()
-        else:
-            loop.maybe_flush(ring=not (todo and todo[0][1]))
+        loop.maybe_flush(ring=not (todo and todo[0][1]))
 
 
 def worker_main(
@@ -358,27 +380,7 @@ def worker_main(
     sock.setblocking(True)
     faulthandler.enable()
 
-    def wake() -> None:
-        with suppress(OSError):  # it is full of rings; or the payload has closed what it does not know
-            os.write(bell, b"w")
-
-    def send(parts: list[Any], ring: bool = True) -> None:
-        # All at once: the Droid, which may share this core, is to be woken once. What does not fit waits for it.
-        views = [memoryview(part).cast("B") for part in parts if len(part)]
-        for at in range(0, len(views), _MOST_PARTS):
-            some = views[at : at + _MOST_PARTS]
-            try:
-                sent = sock.sendmsg(some, (), socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                sent = 0
-            for view in some:
-                if sent < len(view):
-                    wake()
-                    sock.sendall(view[sent:])
-                sent = max(0, sent - len(view))
-        if ring:
-            wake()
-
+    line = Line(sock, bell)
     begun = time.monotonic()
     try:
         scratch = Path(settings["scratch"]) / f"worker-{index}"
@@ -386,10 +388,10 @@ def worker_main(
         payload.start(Worker(index, settings["workers"], scratch, settings["seed"]))
         events = make_events()
     except BaseException as error:
-        send(wire.frame(wire.CANNOT, (text_of(error) + tail(2))[-2 * TEXT :].encode()))
+        line.send(wire.frame(wire.CANNOT, (text_of(error) + tail(2))[-2 * TEXT :].encode()))
         return
-    send(wire.frame(wire.READY, f"{time.monotonic() - begun:.6f}".encode()))
-    loop = WorkerLoop(payload, events, slot, send, settings["attributes"], settings["images"], stderr=2)
+    line.send(wire.frame(wire.READY, f"{time.monotonic() - begun:.6f}".encode()))
+    loop = WorkerLoop(payload, events, slot, line.send, settings["attributes"], settings["images"], stderr=2)
     try:
         serve(sock, loop)
     except (BrokenPipeError, ConnectionResetError):

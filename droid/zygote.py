@@ -7,8 +7,9 @@ which the Droid, being an MPI process, could not do itself.
 
     Droid -- socketpair --> guardian (holds it open) --> zygote (uses it) --> workers (one socketpair each)
 
-Messages on the control socket are MessagePack maps, one per packet. Droid -> zygote: task, spawn (with the
-worker's socket and the pipe that wakes the Droid), kill, program (with three descriptors), end. Zygote -> Droid: ready, failed, spawned, exit.
+Messages on the control socket are MessagePack maps, one per packet. Droid -> zygote: task, spawn (with the worker's
+socket and the pipe that wakes the Droid), kill, program (with three descriptors), end. Zygote -> Droid: ready, failed,
+spawned, exit.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class SimWorker:
     index: int
     number: int = 0  #: incarnation; timers of earlier ones are void
     alive: bool = False
-    todo: deque[Range] = field(default_factory=deque)
+    todo: deque[tuple[Range, bool]] = field(default_factory=deque)
     current: Range | None = None
     first: int = 0  #: first event of `current` without a row
     began: float = 0.0  #: when it was begun
@@ -97,9 +97,9 @@ class SimWorker:
         self.alive = False
         self.later(0.002, lambda: self.droid.exited(self.index, number, how))
 
-    def assign(self, ranges: list[Range], number: int) -> None:
+    def assign(self, step: core.Assign, number: int) -> None:
         if number == self.number and self.alive:
-            self.todo.extend(ranges)
+            self.todo.extend((work, step.follow) for work in step.ranges)
             if self.current is None:
                 self.flushed = self.droid.world.now
                 self.next()
@@ -120,25 +120,23 @@ class SimWorker:
         w, droid = self.droid.world, self.droid
         number = self.number
         while self.current is None:
-            if not self.todo:
-                self.flush()
-                return
             if self.slot["cut"]:
                 self.slot["cut"] = 0
                 while self.todo:
-                    start, stop, attempt = self.todo.popleft()
+                    (start, stop, attempt), _ = self.todo.popleft()
                     self.rows.append((Kind.RETURNED, Code.DRAINED, attempt, start, stop, w.now, 0.0))
-                continue
-            self.current = self.todo.popleft()
+            if not self.todo:
+                self.flush()
+                return
+            (self.current, follows) = self.todo.popleft()
             self.first = self.at = self.current[0]
             self.began = w.now
             self.alone = False
             if w.now - self.flushed > FLUSH_SECONDS:
-                self.flush()
+                self.flush(ring=not follows)
         start, stop, attempt = self.current
         group = w.plan.group and not self.alone
         if self.slot["cut"] and (not group or self.at == start):
-            self.slot["cut"] = 0
             self.done_until(self.at)
             self.rows.append((Kind.RETURNED, Code.DRAINED, attempt, self.at, stop, w.now, 0.0))
             self.current = None
@@ -196,8 +194,6 @@ class SimWorker:
             self.done_until(stop)
             self.current = None
             self.slot["event"] = -1
-            if world.now - self.flushed > FLUSH_SECONDS:
-                self.flush()
         self.next()
 
     def done_until(self, stop: int) -> None:
@@ -211,8 +207,8 @@ class SimWorker:
             self.began = now
         self.first = stop
 
-    def flush(self) -> None:
-        """Send what is finished; it arrives a little later, in order."""
+    def flush(self, ring: bool = True) -> None:
+        """Send what is finished; it arrives a little later, in order, or when the Droid looks for it."""
         self.flushed = self.droid.world.now
         if not self.rows:
             return
@@ -223,10 +219,10 @@ class SimWorker:
         payload = (rows, self.times, self.schema)
         self.rows, self.times = [], {}
         self.way.append((self.number, payload))
-        self.later(0.0005, self.deliver)
+        self.later(0.0005 if ring else self.droid.world.rng.random() * self.droid.core.holding.unseen, self.deliver)
 
     def deliver(self) -> None:
-        if self.way:
+        while self.way:
             number, payload = self.way.popleft()
             self.droid.results(self.index, number, *payload)
 
@@ -305,13 +301,11 @@ class SimDroid:
             self.core.schema = message.schema
             self.start_workers()
         elif isinstance(message, messages.Grant):
-            ranges = messages.unpack_ranges(message.ranges)
             if self.sick is not None:
-                self.out.append(core.returned(ranges, Code.DROID_LOST))
+                self.out.append(core.returned(messages.unpack_ranges(message.ranges), Code.DROID_LOST))
                 return
-            self.do(
-                self.core.granted(now, ranges, message.size, message.range_seconds, message.remaining, message.schema)
-            )
+            self.do(self.core.granted(now, message))
+            self.core.holding.unseen = max(COMMIT_SECONDS, self.core.apart)
         elif isinstance(message, messages.Drain):
             if self.drained_at < 0:
                 self.drained_at = now
@@ -364,8 +358,7 @@ class SimDroid:
         w = self.workers[index]
         if number != w.number:
             return
-        while w.way:
-            w.deliver()
+        w.deliver()
         event, count = int(self.slots["event"][index]), int(self.slots["count"][index])
         self.slots["event"][index], self.slots["cut"][index] = -1, 0
         since = float(self.slots["since"][index])
@@ -382,8 +375,7 @@ class SimDroid:
                 self.check_assign(step)
                 w = self.workers[step.worker]
                 number = w.number
-                ranges = step.ranges
-                self.world.after(0.0003, self, lambda w=w, r=ranges, n=number: w.assign(r, n))
+                self.world.after(0.0003, self, lambda w=w, s=step, n=number: w.assign(s, n))
             elif isinstance(step, core.Cut):
                 self.slots["cut"][step.worker] = 1
             elif isinstance(step, core.Kill):

@@ -339,7 +339,7 @@ BURNS = """
 
 def test_the_cpu_seconds_of_a_program_and_what_it_starts_are_in_the_records(make: Make) -> None:
     sent: list[bytes] = []
-    send = lambda parts: sent.append(b"".join(bytes(part) for part in parts))  # noqa: E731
+    send = lambda parts, ring: sent.append(b"".join(bytes(part) for part in parts))  # noqa: E731
     payload = make(BURNS, "{first}", "{last}")
     loop = WorkerLoop(payload, InputsOfPrograms(), Slots(1).worker(0), send, {})
     loop.process((0, 3, 0))

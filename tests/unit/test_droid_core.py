@@ -27,7 +27,7 @@ from droid.core import (
 from droid.pace import FIRST_LIMIT, GROWTH, LIMIT_FACTOR, LIMIT_FLOOR, RETRY_LIMIT_FACTOR
 from droid.slots import SLOT
 from eventrange import records
-from eventrange.messages import Range
+from eventrange.messages import Grant, Range, pack_ranges
 from eventrange.records import Code, Kind
 from eventrange.times import edge, time_bin
 
@@ -45,9 +45,10 @@ class Droid:
             self.core.worker_ready(index)
 
     def granted(self, *ranges: tuple[int, int], size: int = 0, seconds: float = 1.0, **more: Any) -> list[Instruction]:
-        values: dict[str, Any] = {"remaining": 1000, "schema": "", "attempt": 0, **more}
-        work = [(a, b, values["attempt"]) for a, b in ranges]
-        return self.core.granted(self.now, work, size, seconds, values["remaining"], values["schema"])
+        values: dict[str, Any] = {"remaining": 1000, "workers": 1000, "schema": "", "attempt": 0, **more}
+        work = pack_ranges([(a, b, values["attempt"]) for a, b in ranges])
+        grant = Grant(work, size, seconds, values["remaining"], values["workers"], values["schema"])
+        return self.core.granted(self.now, grant)
 
     def results(self, worker: int, *rows: tuple[Kind, int, int], wall: float = 0.0, schema: str = "") -> Any:
         made = records.new(len(rows))
@@ -128,8 +129,8 @@ def test_an_empty_grant_is_an_answer_and_yoda_will_write_again() -> None:
 def test_the_low_water_mark_follows_the_round_trip_and_the_time_per_event() -> None:
     d = Droid(4)
     d.measured(0.01)
-    assert d.core.pace.marks(4, 0.05, 0) == (40, 60)  # 0.1 s ahead, and 0.05 s for each
-    assert d.core.pace.marks(4, 1.0, 0) == (100, 500)  # who comes next finds a range of a second
+    assert d.core.pace.marks(4, 0.05, 0) == (40, 440)  # 0.1 s ahead, and a second for each
+    assert d.core.pace.marks(4, 2.0, 0) == (200, 1000)  # who comes next finds a range of two seconds
     for _ in range(60):
         d.core.pace.answered(1.0)
     assert d.core.pace.marks(4, 1.0, 0)[0] == pytest.approx(1600, rel=0.01)
@@ -190,6 +191,73 @@ def test_fixed_sizes_are_kept() -> None:
     d = Droid(2)
     assert ranges(d.granted((0, 25), size=10)) == [(0, 10), (10, 20)]
     assert backlog(d) == [(20, 25, 0)]
+
+
+def follows(todo: list[Instruction]) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Worker and ranges of what is queued behind what it has."""
+    return [(step.worker, ranges([step])) for step in of(todo, Assign) if step.follow]
+
+
+def test_far_from_the_tail_workers_have_their_next_ranges_queued() -> None:
+    d = Droid(2)
+    d.measured(0.01)
+    todo = d.granted((0, 1000), seconds=0.5, remaining=10_000, workers=2)
+    assert ranges(todo) == [(0, 50), (50, 100), (100, 150), (150, 200)]
+    assert follows(todo) == [(0, [(100, 150)]), (1, [(150, 200)])]
+    _, _, todo = d.results(0, (Kind.DONE, 0, 50), wall=0.5)
+    assert follows(todo) == [(0, [(200, 250)])]
+    d.core.holding.unseen = 0.4  # so long nobody looks: there must be work for twice that
+    _, _, todo = d.results(1, (Kind.DONE, 50, 100), wall=0.5)
+    assert follows(todo) == [(0, [(250, 300)]), (1, [(300, 350)]), (1, [(350, 400)])]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "remaining", "workers", "slowest"),
+    [
+        (0.01, 0, 2, 0.01),  # nothing is left
+        (0.01, 399, 2, 0.01),  # not two seconds for each
+        (0.01, 10_000, 51, 0.01),  # nor among so many
+        (0.01, 10_000, 2, 60.0),  # some events take as long as all that is left
+        (1.1, 10_000, 2, 1.1),  # what is queued behind such an event could not be had back for long
+    ],
+)
+def test_near_the_tail_nothing_is_queued(seconds: float, remaining: int, workers: int, slowest: float) -> None:
+    d = Droid(2)
+    d.measured(seconds)
+    d.core.times[time_bin(slowest)] = 1
+    todo = d.granted((0, 1000), seconds=0.5, remaining=remaining, workers=workers)
+    assert len(of(todo, Assign)) == 2 and not follows(todo)
+
+
+def test_only_whole_ranges_are_queued_and_not_behind_what_is_to_come_back() -> None:
+    for events, queued in ((150, [(0, [(100, 150)])]), (140, [])):
+        d = Droid(2)
+        d.measured(0.01)
+        assert follows(d.granted((0, events), seconds=0.5, remaining=10_000, workers=2)) == queued
+    d = Droid(2)
+    d.measured(0.01)
+    d.granted((0, 100), seconds=0.5, remaining=10_000, workers=2)
+    d.core.workers[0].cut = "yoda"
+    assert follows(d.granted((100, 1000), seconds=0.5, remaining=10_000, workers=2)) == [(1, [(100, 150)])]
+
+
+def test_moments_count_when_somebody_has_nothing_to_do_at_the_tail() -> None:
+    d = Droid(2)
+    d.granted((0, 2), size=1, remaining=0)
+    assert not d.core.hurried
+    d.results(0, (Kind.DONE, 0, 1))
+    assert d.core.hurried
+    d = Droid(2)
+    assert not d.core.hurried
+    d.core.drain(d.now, 10.0)
+    assert d.core.hurried and d.core.apart == 0
+
+
+@pytest.mark.parametrize(("workers", "apart"), [(1, 0.707), (2, 0.5), (8, 0.25), (128, 0.0625)])
+def test_commits_of_many_workers_are_closer_together(workers: int, apart: float) -> None:
+    d = Droid(workers)
+    d.granted((0, 1), seconds=0.5)
+    assert d.core.apart == pytest.approx(apart, rel=1e-3)
 
 
 def test_at_the_tail_ranges_shrink() -> None:

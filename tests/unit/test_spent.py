@@ -58,7 +58,7 @@ def test_a_worker_tells_how_long_it_waited_for_input() -> None:
     sent: list[bytes] = []
     slots = Slots(1)
     loop = WorkerLoop(
-        Echo(), SlowInput(), slots.worker(0), lambda parts: sent.append(b"".join(map(bytes, parts))), {}
+        Echo(), SlowInput(), slots.worker(0), lambda parts, ring: sent.append(b"".join(map(bytes, parts))), {}
     )  # fmt: skip
     before = time.process_time()
     loop.process((0, 3, 0))
@@ -81,7 +81,7 @@ class Groups(Echo):
 
 def test_a_worker_tells_what_a_group_that_failed_had_cost() -> None:
     sent: list[bytes] = []
-    send = lambda parts: sent.append(b"".join(map(bytes, parts)))  # noqa: E731
+    send = lambda parts, ring: sent.append(b"".join(map(bytes, parts)))  # noqa: E731
     loop = WorkerLoop(Groups(), SlowInput(), Slots(1).worker(0), send, {})
     loop.process((0, 4, 0))
     loop.flush()

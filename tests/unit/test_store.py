@@ -7,19 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from droid.store import Choices, Store
+from droid.store import EARLY, Choices, Store
 from eventrange import records
 from eventrange.records import Kind
 from eventrange.segment import checksum
 from eventrange.taskdir import TaskDir
 
 
+def add(store: Store, start: int, now: float) -> None:
+    rows = records.new(kind=Kind.DONE, start=start, stop=start + 1, size=3, checksum=checksum(b"abc"))
+    store.add(rows, memoryview(b"abc"), np.ones(1, bool), now)
+
+
 def test_what_comes_seldom_is_durable_at_once_and_what_comes_often_together(tmp_path: Path) -> None:
     store = Store(TaskDir(str(tmp_path)), "a", "t", 1, Choices(commit_seconds=60.0, commit_least=60.0), lambda: None)
-
-    def add(start: int, now: float) -> None:
-        rows = records.new(kind=Kind.DONE, start=start, stop=start + 1, size=3, checksum=checksum(b"abc"))
-        store.add(rows, memoryview(b"abc"), np.ones(1, bool), now)
 
     def settle(now: float) -> None:
         until = time.monotonic() + 10
@@ -27,12 +28,12 @@ def test_what_comes_seldom_is_durable_at_once_and_what_comes_often_together(tmp_
             time.sleep(0.001)
             store.pump(now, True)
 
-    add(0, 100.0)
+    add(store, 0, 100.0)
     assert store.due(100.0, busy=True) == 0
     settle(100.0)
     assert store.settled and len(store.ready) == 1
     for number in (1, 2, 3):
-        add(number, 130.0)
+        add(store, number, 130.0)
     assert store.due(130.0, busy=True) == 30
     store.pump(130.0, busy=True)
     assert not store.settled
@@ -40,3 +41,26 @@ def test_what_comes_seldom_is_durable_at_once_and_what_comes_often_together(tmp_
     settle(160.0)
     assert store.settled and [len(rows) for rows in store.ready] == [1, 3]
     store.close()
+
+
+def test_who_is_awake_commits_a_little_early_and_waits_for_what_is_quick(tmp_path: Path) -> None:
+    woken: list[None] = []
+    store = Store(TaskDir(str(tmp_path)), "a", "t", 1, Choices(commit_seconds=60.0), lambda: woken.append(None))
+    store._syncer._took, store.apart = 0.0, 10.0
+    store._syncer.settle = lambda seconds, wait=store._syncer.settle: wait(60.0)  # type: ignore[method-assign,misc]
+    add(store, 0, 100.0)
+    store.pump(100.0, True)
+    assert len(store.ready) == 1 and store.settled and not woken
+    add(store, 1, 101.0)
+    assert store.due(101.0, True) == 9.0, "what nobody is awake for"
+    store.pump(110.0 - 1.01 * EARLY * 10.0, True)
+    assert not store.settled
+    store._syncer._took = 0.0
+    store.pump(110.0 - 0.99 * EARLY * 10.0, True)
+    assert store.settled and len(store.ready) == 2 and not woken
+    store._syncer._took = 1.0
+    add(store, 2, 120.0)
+    store.pump(120.0, True)
+    assert not store.settled, "a slow one is not waited for"
+    store.close()
+    assert woken

@@ -39,7 +39,7 @@ def test_a_program_gets_its_pipes_and_the_environment_of_the_droid(
 ) -> None:
     monkeypatch.setenv("OURS", "kept")
     slots, poll = Slots(1), select.poll()
-    crew = Crew(start(Blueprint(Payload, str(tmp_path)), slots), slots, str(tmp_path), Owner(), poll)
+    crew = Crew(start(Blueprint(Payload, str(tmp_path)), slots), slots, str(tmp_path), Owner(), poll, 2)
     names = "('OURS', 'MORE', 'SEEN')"
     code = f"import os, sys; sys.stdout.write(sys.stdin.read() + str([os.environ.get(k) for k in {names}]))"
     ours_in, ours_out = os.pipe(), os.pipe()
@@ -48,7 +48,7 @@ def test_a_program_gets_its_pipes_and_the_environment_of_the_droid(
     assert not crew.program(words, {}, fds)  # the payload is not ready yet
     while not crew.ready:
         assert poll.poll(60_000)
-        crew.handle(crew.control.fileno())
+        crew.hear()
     assert crew.program(words, {"MORE": "added"}, fds)
     os.close(ours_in[0])
     os.close(ours_out[1])
@@ -65,7 +65,7 @@ def test_a_zygote_that_does_not_read_is_not_waited_for() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     with ours, theirs:
-        crew = Crew(ours, Slots(1), "", Owner(), select.poll())
+        crew = Crew(ours, Slots(1), "", Owner(), select.poll(), 2)
         crew.ready = True
         asked = 0
         while crew.program(["program"], {"x": "y" * 10_000}, (0, 1, 2)):

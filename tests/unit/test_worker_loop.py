@@ -1,0 +1,181 @@
+"""What a worker tells its Droid, when it wakes it for that, and what it does when it is called back."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from droid import wire
+from droid.slots import Slots
+from droid.worker import FLUSH_SECONDS, Line, WorkerLoop, serve
+from eventrange.messages import pack_ranges
+from eventrange.records import Kind
+
+SOON = 30.0  #: seconds anything may take on a busy machine
+
+
+class Gated:
+    """Events that take until they are let go, and longer than results may wait."""
+
+    per_event, needs_events = True, False
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def each(self, positions: Any) -> Callable[[Any], dict[str, Any]]:
+        def process(event: int) -> dict[str, Any]:
+            self.begun.release()
+            assert self.go.acquire(timeout=SOON)
+            time.sleep(1.5 * FLUSH_SECONDS)
+            return {}
+
+        return process
+
+    def process_events(self, events: Any, positions: Any) -> list[dict[str, Any]]:
+        raise AssertionError("these are done one by one")
+
+
+class Worker:
+    """A worker's loop in a thread, and the Droid's side of it."""
+
+    def __init__(self, sock: socket.socket, theirs: socket.socket) -> None:
+        self.sock, self.payload, self.slots = sock, Gated(), Slots(1)
+        self.heard, bell = os.pipe2(os.O_NONBLOCK)
+        loop = WorkerLoop(self.payload, None, self.slots.worker(0), Line(theirs, bell).send, {})  # type: ignore[arg-type]
+        self.thread = threading.Thread(target=serve, args=(theirs, loop))
+        self.reader = wire.FrameReader()
+        self.rows: list[tuple[int, int, int]] = []
+
+    def give(self, kind: int, *ranges: tuple[int, int]) -> None:
+        self.sock.sendall(b"".join(wire.frame(kind, pack_ranges([(a, b, 0) for a, b in ranges]))))
+
+    def events(self, count: int) -> None:
+        """Let it do so many."""
+        for _ in range(count):
+            assert self.payload.begun.acquire(timeout=SOON)
+            self.payload.go.release()
+
+    def rung(self) -> bool:
+        """Whether it has rung since."""
+        poll = select.poll()
+        poll.register(self.heard, select.POLLIN)
+        return bool(poll.poll(0)) and bool(os.read(self.heard, 4096))
+
+    def answer(self) -> list[tuple[Kind, int, int]]:
+        """The rows of its next frame."""
+        while True:
+            for kind, payload in self.reader.feed(self.sock.recv(1 << 16)):
+                assert kind == wire.BATCH
+                rows, _, _ = wire.unbatch(payload)
+                return [(Kind(k), a, b) for k, a, b in rows[["kind", "start", "stop"]].tolist()]
+
+
+@contextmanager
+def worker() -> Iterator[Worker]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(SOON)
+        made = Worker(ours, theirs)
+        made.thread.start()
+        try:
+            yield made
+        finally:
+            for _ in range(100):
+                made.payload.go.release()
+            ours.shutdown(socket.SHUT_WR)
+            made.thread.join(SOON)
+            assert not made.thread.is_alive()
+
+
+def test_a_worker_rings_when_it_runs_dry_but_not_with_ranges_to_follow() -> None:
+    with worker() as w:
+        w.give(wire.RANGES, (0, 1))
+        assert w.payload.begun.acquire(timeout=SOON)
+        w.give(wire.NEXT, (1, 2))
+        w.payload.go.release()
+        assert w.answer() == [(Kind.DONE, 0, 1)]
+        assert w.payload.begun.acquire(timeout=SOON) and not w.rung()
+        w.payload.go.release()
+        assert w.answer() == [(Kind.DONE, 1, 2)]
+        deadline = time.monotonic() + SOON
+        while not w.rung():
+            assert time.monotonic() < deadline
+
+
+def test_a_worker_rings_where_what_it_has_was_given_together() -> None:
+    with worker() as w:
+        w.give(wire.RANGES, (0, 1), (1, 2))
+        w.events(1)
+        assert w.answer() == [(Kind.DONE, 0, 1)]
+        assert w.payload.begun.acquire(timeout=SOON) and w.rung()
+
+
+def test_who_is_called_back_returns_all_it_was_given_also_what_it_has_not_read() -> None:
+    with worker() as w:
+        w.give(wire.RANGES, (0, 5))
+        w.events(1)
+        assert w.payload.begun.acquire(timeout=SOON)
+        w.give(wire.NEXT, (5, 8))
+        w.give(wire.NEXT, (8, 9))
+        w.slots.cut(0, True)
+        w.payload.go.release()
+        back = [(Kind.DONE, 0, 2), (Kind.RETURNED, 2, 5), (Kind.RETURNED, 5, 8), (Kind.RETURNED, 8, 9)]
+        assert w.answer() == back and w.rung()
+        w.give(wire.RANGES, (2, 3))  # and goes on with what it gets then
+        w.events(1)
+        assert w.answer() == [(Kind.DONE, 2, 3)]
+
+
+def test_who_is_called_back_at_its_last_event_starts_nothing_else() -> None:
+    with worker() as w:
+        w.give(wire.RANGES, (0, 1), (1, 3))
+        assert w.payload.begun.acquire(timeout=SOON)
+        w.slots.cut(0, True)
+        w.payload.go.release()
+        assert w.answer() == [(Kind.DONE, 0, 1), (Kind.RETURNED, 1, 3)]
+
+
+def test_a_frame_that_does_not_fit_wakes_the_droid() -> None:
+    """Else the worker would wait until it looks by itself."""
+    ours, theirs = socket.socketpair()
+    heard, bell = os.pipe2(os.O_NONBLOCK)
+    with ours, theirs:
+        ours.settimeout(SOON)
+        data = [bytes([number]) * 300_000 for number in range(7)]
+        thread = threading.Thread(target=Line(theirs, bell).send, args=(data, False))
+        thread.start()
+        poll = select.poll()
+        poll.register(heard, select.POLLIN)
+        assert poll.poll(1000 * SOON)
+        got = b""
+        while len(got) < 7 * 300_000:
+            got += ours.recv(1 << 20)
+        thread.join(SOON)
+        assert got == b"".join(data)
+        Line(theirs, bell).send([b"small"], False)
+        while poll.poll(0):
+            os.read(heard, 4096)
+        Line(theirs, bell).send([b"small"], False)
+        assert not poll.poll(0)
+        Line(theirs, bell).send([b"small"], True)
+        assert poll.poll(0)
+
+
+def test_a_bell_that_is_full_or_gone_stops_nobody() -> None:
+    ours, theirs = socket.socketpair()
+    heard, bell = os.pipe2(os.O_NONBLOCK)
+    with ours, theirs:
+        line = Line(theirs, bell)
+        for _ in range(1 << 17):
+            line.wake()
+        os.close(heard)
+        line.send([b"x"])
+        os.close(bell)
+        line.send([b"y"])
+        assert ours.recv(10) == b"xy"
