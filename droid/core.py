@@ -23,6 +23,7 @@ from eventrange.times import add
 
 START_FAILURES = 3  #: workers in a row that die before they are ready: this node cannot do it
 BARREN = 8  #: workers per core that die on no event, with nothing done in between: nor can it here
+LONG = 1.0  #: seconds on an event that others have done: rather begin again what is queued behind it
 GAP = 2.0  #: seconds between two ticks that count at most: a suspended job has not hung
 DRAIN_KILL, COMMIT_SECONDS = 0.5, 3.0  #: events run on for half the grace at least, and until this long before its end
 
@@ -77,14 +78,15 @@ class DroidCore:
 
     @property
     def hurried(self) -> bool:
-        """Whether moments count: nothing is pending at Yoda and not all are at work, or all is to end."""
-        return self.draining or (self.holding.remaining == 0 and any(w.idle for w in self.workers))
+        """Whether moments count: nothing is pending at Yoda and somebody has no work, or all is to end."""
+        holding = self.holding
+        return self.draining or (holding.remaining == 0 and (holding.reclaim > 0 or any(w.idle for w in self.workers)))
 
     @property
     def apart(self) -> float:
         """Seconds there should be between group commits: as with the length of ranges, a kill costs half of it and
         being ready for one what a commit takes; which is much the same, but once for all workers."""
-        return 0.0 if self.draining else self.holding.range_seconds * math.sqrt(2 / len(self.workers))
+        return 0.0 if self.draining else self.holding.range_seconds / math.sqrt(2 * len(self.workers))
 
     @property
     def seconds_per_event(self) -> float:
@@ -145,7 +147,7 @@ class DroidCore:
             self._asked = None
         holding = self.holding
         holding.size, holding.range_seconds, holding.remaining = grant.size, grant.range_seconds, grant.remaining
-        holding.far = self.pace.far(grant.remaining, grant.workers)
+        holding.far = not self.draining and self.pace.far(grant.remaining, grant.workers, holding.whole)
         if grant.schema and grant.schema != self.schema:
             if self.schema:  # another Droid was first
                 out.append(Discard())
@@ -305,7 +307,7 @@ class DroidCore:
         self._kill_at = kill_at if said else min(self._kill_at, kill_at)
         if self.draining:
             return []
-        self.draining = True
+        self.draining, self.holding.far = True, False
         back = list(self.holding.backlog)
         self.holding.backlog.clear()
         out: list[Instruction] = [Rows(returned(back, Code.DRAINED))] if back else []
@@ -315,8 +317,9 @@ class DroidCore:
                 out.append(Cut(index))
         return out
 
-    def revoked(self, ranges: list[Range], begun: bool = True) -> list[Instruction]:
-        """Others have made `ranges` durable: drop them. A worker with nothing else to do is killed, which frees it.
+    def revoked(self, now: float, ranges: list[Range], slots: NDArray[Any], begun: bool = True) -> list[Instruction]:
+        """Others have made `ranges` durable: drop them. A worker with nothing else to do is killed, which frees it, and
+        so is one that has been on an event of them for long: what it has besides waits for that.
 
         Not `begun`: others are at work on them. A worker that has some of them finishes the event at hand.
         """
@@ -328,15 +331,20 @@ class DroidCore:
                     if not w.killed and any(a < stop and start < b for a, b, _ in w.given):
                         w.cut = "revoked"
                         out.append(Cut(index))
-                elif w.given and not w.killed and all(start <= a and b <= stop for a, b, _ in w.given):
-                    w.killed = "revoked"
-                    w.given.clear()
-                    w.events = 0
-                    out.append(Kill(index, "another Droid was faster"))
+                elif w.given and not w.killed:
+                    nothing_else = all(start <= a and b <= stop for a, b, _ in w.given)
+                    on_it = start <= slots["event"][index] < stop and now - slots["since"][index] > LONG
+                    if nothing_else:
+                        w.given.clear()
+                        w.events = 0
+                    if nothing_else or on_it:
+                        w.killed = "revoked"
+                        out.append(Kill(index, "another Droid was faster"))
         return out
 
     def reclaimed(self, events: int, slots: NDArray[Any]) -> list[Instruction]:
         """Yoda has idle Droids: give back `events` from the end of the backlog, else the rest of the longest range."""
+        self.holding.far = False
         back = self.holding.tail(events)
         if back:
             return [Rows(returned(back, Code.REVOKED))]

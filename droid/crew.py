@@ -53,6 +53,7 @@ class _Peer:
     reader: wire.FrameReader
     pid: int = 0
     open: bool = True
+    heard: bool = False  #: whether it is in the owner's poll set
 
 
 class Crew:
@@ -227,7 +228,7 @@ class Crew:
             try:
                 size = peer.sock.recv_into(self._buffer)
             except BlockingIOError:
-                return
+                break
             except ConnectionResetError:
                 size = 0
             if not size:
@@ -236,7 +237,17 @@ class Crew:
             for kind, payload in peer.reader.feed(memoryview(self._buffer)[:size]):
                 self.owner.worker_frame(index, kind, payload)
             if size < RECEIVE and not everything:
-                return
+                break
+        self._listen(peer)
+
+    def _listen(self, peer: _Peer) -> None:
+        """While a part of a frame is missing, its worker waits for us to take it, and does not ring again."""
+        if peer.open and peer.reader.partial != peer.heard:
+            peer.heard = peer.reader.partial
+            if peer.heard:
+                self.poll.register(peer.sock, select.POLLIN)
+            else:
+                self.poll.unregister(peer.sock)
 
     def _exited(self, message: dict[str, Any]) -> None:
         index = message["exit"]
@@ -257,6 +268,8 @@ class Crew:
         if peer.open:
             peer.open = False
             self._sockets.unregister(peer.sock)
+            if peer.heard:
+                self.poll.unregister(peer.sock)
             del self._by_fd[peer.sock.fileno()]
             peer.sock.close()
 

@@ -82,6 +82,11 @@ class Holding:
     def busy(self) -> int:
         return sum(1 for w in self.workers if w.given)
 
+    @property
+    def whole(self) -> int:
+        """Events in a range."""
+        return self.size or self.pace.range_events(self.range_seconds)
+
     # -- what comes and goes -----------------------------------------------------------------------------------------
 
     def again(self, ranges: list[Range], unwanted: Sequence[Pair] = ()) -> None:
@@ -140,10 +145,10 @@ class Holding:
             if not self.backlog:
                 break
             waiting -= self._give(index, self._take(spe, len(hungry) - number, waiting), out)
-        if self.far:
-            whole = self.size or self.pace.range_events(self.range_seconds)
-            for index, w in enumerate(self.workers):
-                while waiting >= whole and self._runs_dry(w, spe):
+        dry = list(range(len(self.workers))) if self.far else []
+        while waiting >= self.whole and (dry := [i for i in dry if self._runs_dry(self.workers[i], spe)]):
+            for index in dry:  # one each, and again
+                if waiting >= self.whole:
                     waiting -= self._give(index, self._take(spe, 1, waiting), out, True)
         return out
 
@@ -157,7 +162,7 @@ class Holding:
 
     def _runs_dry(self, w: Worker, spe: float) -> bool:
         """Whether `w` may have done all that it has before we next look at it."""
-        if w.state != "ready" or not w.given or w.killed or w.cut:
+        if w.state != "ready" or not w.given or w.killed or w.cut or len(w.given) > BATCH_RANGES:
             return False
         return len(w.given) == 1 or (w.events - w.given[0][1] + w.given[0][0]) * spe < 2 * self.unseen
 
@@ -202,7 +207,7 @@ class Holding:
     def _take(self, spe: float, takers: int, waiting: int) -> list[Range]:
         """The next ranges off the backlog, which has `waiting` events, for the first of so many workers that take some
         now: one, or as many tiny ones as make a message worth while."""
-        count = self.size or min(self.pace.range_events(self.range_seconds), -(-waiting // takers))
+        count = self.size or min(self.whole, -(-waiting // takers))
         budget = AHEAD_SECONDS / spe if spe else 0.0
         if self.remaining == 0 or len(self.backlog) < 2 * len(self.workers):
             share = waiting / (2 * len(self.workers))

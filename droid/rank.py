@@ -121,7 +121,7 @@ class DroidShell:
         while not self.stopping:
             now = time.monotonic()
             due = self.store.due(now, self.core.holding.busy > 0) if self.store else TICK
-            if self.core.holding.far:  # workers do not ring for everything
+            if self.core.holding.far and self.core.holding.busy:  # workers do not ring for everything
                 due = min(due, listened + self.core.holding.unseen - now)
             moved = False
             for fd, _ in self.poll.poll(1000 * max(0.0, min(pause, ticked + every - now, due, held))):
@@ -129,7 +129,7 @@ class DroidShell:
                     os.read(self._wake, 4096)
                 elif fd == self._bell:
                     self.transport.hush()
-                else:
+                elif fd == self.crew.control.fileno():
                     self.crew.hear()
             listened = time.monotonic()
             self.crew.collect()
@@ -232,7 +232,9 @@ class DroidShell:
         elif isinstance(message, messages.Reclaim):
             self._do(self.core.reclaimed(message.events, self.slots.snapshot()))
         elif isinstance(message, messages.Revoke):
-            self._do(self.core.revoked(messages.unpack_ranges(message.ranges), message.begun))
+            self._do(
+                self.core.revoked(now, messages.unpack_ranges(message.ranges), self.slots.snapshot(), message.begun)
+            )
         elif isinstance(message, messages.Kept):
             if self.uploads is not None:
                 self.uploads.kept(message.number)

@@ -140,13 +140,19 @@ class Store:
     def pump(self, now: float, busy: bool) -> None:
         """Collect finished syncs and ask for the next when it is due."""
         self._collect(now)
-        # A little early, while we are awake: that saves waking up for it.
-        if self.due(now + EARLY * self.apart, busy) <= 0 and self._segment is not None:
+        if self.due(now + self._early, busy) <= 0 and self._segment is not None:
             self._synced = now
             self._request(self._segment.file)
             if self._syncer.takes < INSTANT and busy:
                 self._syncer.settle(2 * INSTANT)
                 self._collect(time.monotonic())
+
+    @property
+    def _early(self) -> float:
+        """Seconds by which a commit is early while we are awake, which saves waking up for it; not where the file system
+        asks for more time."""
+        asked = self._syncer.spacing(self.choices.commit_seconds, self.choices.commit_least)
+        return min(EARLY * self.spacing, self.spacing - asked)
 
     def _collect(self, now: float) -> None:
         for rows, error in self._syncer.done():

@@ -69,6 +69,11 @@ class FrameReader:
     def __init__(self) -> None:
         self._data = bytearray()
 
+    @property
+    def partial(self) -> bool:
+        """Whether a part of a frame is still to come."""
+        return bool(self._data)
+
     def feed(self, data: bytes | memoryview) -> list[tuple[int, memoryview]]:
         """Frames that are complete now, as (kind, payload)."""
         self._data += data

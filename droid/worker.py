@@ -357,10 +357,11 @@ def serve(sock: socket.socket, loop: WorkerLoop) -> None:
                 return
         if not slot.cut:
             loop.process(todo.popleft()[0])
+        cut = slot.take_cut()  # first: what was sent before it is there now
         while orders.waiting:
             if not orders.take():
                 return
-        if slot.take_cut():
+        if cut:
             while todo:
                 loop.give_back(todo.popleft()[0])
         loop.maybe_flush(ring=not (todo and todo[0][1]))

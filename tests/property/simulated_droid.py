@@ -314,7 +314,7 @@ class SimDroid:
         elif isinstance(message, messages.Reclaim):
             self.do(self.core.reclaimed(message.events, self.slots.copy()))
         elif isinstance(message, messages.Revoke):
-            self.do(self.core.revoked(messages.unpack_ranges(message.ranges), message.begun))
+            self.do(self.core.revoked(now, messages.unpack_ranges(message.ranges), self.slots.copy(), message.begun))
         elif isinstance(message, messages.Stop):
             self.dead = True
         self.poke()

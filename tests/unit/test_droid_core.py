@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from droid.core import (
     BARREN,
     GAP,
+    LONG,
     START_FAILURES,
     Assign,
     Cut,
@@ -24,6 +25,7 @@ from droid.core import (
     Sick,
     Spawn,
 )
+from droid.holding import BATCH_RANGES
 from droid.pace import FIRST_LIMIT, GROWTH, LIMIT_FACTOR, LIMIT_FLOOR, RETRY_LIMIT_FACTOR
 from droid.slots import SLOT
 from eventrange import records
@@ -211,6 +213,42 @@ def test_far_from_the_tail_workers_have_their_next_ranges_queued() -> None:
     assert follows(todo) == [(0, [(250, 300)]), (1, [(300, 350)]), (1, [(350, 400)])]
 
 
+def test_what_is_queued_is_shared_and_has_a_limit() -> None:
+    d = Droid(2)
+    d.measured(0.01)
+    d.core.holding.unseen = 10.0
+    todo = d.granted((0, 300), seconds=0.5, remaining=10_000, workers=2)
+    assert [worker for worker, _ in follows(todo)] == [0, 1, 0, 1]
+    d = Droid(1)
+    d.measured(1e-5)
+    d.core.holding.unseen = 10.0
+    d.granted((0, 1_000_000), size=1, remaining=10_000_000, workers=1)
+    assert BATCH_RANGES < len(d.core.workers[0].given) <= 2 * BATCH_RANGES
+
+
+def test_nothing_is_queued_behind_a_fixed_size_that_takes_long() -> None:
+    """It can neither be cut nor reclaimed, and a worker may be slow."""
+    for size, queued in ((90, True), (110, False)):
+        d = Droid(2)
+        d.measured(0.01)
+        assert bool(follows(d.granted((0, 1000), size=size, remaining=100_000, workers=2))) is queued
+
+
+def test_nothing_is_queued_when_all_is_to_end_or_others_have_nothing() -> None:
+    for ends in (lambda d: d.core.drain(d.now, 9.0), lambda d: d.core.reclaimed(1, d.slots)):
+        d = Droid(2)
+        d.measured(0.01)
+        d.granted((0, 1000), seconds=0.5, remaining=10_000, workers=2)
+        assert d.core.holding.far
+        ends(d)
+        assert not d.core.holding.far
+    d = Droid(2)
+    d.measured(0.01)
+    d.core.drain(d.now, 9.0)
+    d.granted((0, 1000), seconds=0.5, remaining=10_000, workers=2)
+    assert not d.core.holding.far
+
+
 @pytest.mark.parametrize(
     ("seconds", "remaining", "workers", "slowest"),
     [
@@ -248,12 +286,16 @@ def test_moments_count_when_somebody_has_nothing_to_do_at_the_tail() -> None:
     d.results(0, (Kind.DONE, 0, 1))
     assert d.core.hurried
     d = Droid(2)
+    d.granted((0, 2), size=1, remaining=0)
+    d.core.reclaimed(5, d.slots)
+    assert d.core.hurried, "another Droid has nothing"
+    d = Droid(2)
     assert not d.core.hurried
     d.core.drain(d.now, 10.0)
     assert d.core.hurried and d.core.apart == 0
 
 
-@pytest.mark.parametrize(("workers", "apart"), [(1, 0.707), (2, 0.5), (8, 0.25), (128, 0.0625)])
+@pytest.mark.parametrize(("workers", "apart"), [(2, 0.25), (8, 0.125), (128, 0.03125)])
 def test_commits_of_many_workers_are_closer_together(workers: int, apart: float) -> None:
     d = Droid(workers)
     d.granted((0, 1), seconds=0.5)
@@ -600,7 +642,7 @@ def test_what_a_worker_returns_unasked_stays_here() -> None:
 def test_revoked_ranges_are_dropped_and_their_worker_is_freed() -> None:
     d = Droid(2)
     d.granted((0, 2), (5, 9), size=2)
-    todo = d.core.revoked([(0, 2, 0), (7, 9, 0)])
+    todo = d.core.revoked(d.now, [(0, 2, 0), (7, 9, 0)], d.slots)
     assert [k.worker for k in of(todo, Kill)] == [0]
     assert not backlog(d)
     todo = d.died(0, event=0, count=1)
@@ -611,7 +653,7 @@ def test_revoked_ranges_are_dropped_and_their_worker_is_freed() -> None:
 def test_revoked_while_its_result_is_on_the_way() -> None:
     d = Droid(1)
     d.granted((0, 2), size=2)
-    assert of(d.core.revoked([(0, 2, 0)]), Kill)
+    assert of(d.core.revoked(d.now, [(0, 2, 0)], d.slots), Kill)
     _, keep, todo = d.results(0, (Kind.DONE, 0, 2))
     assert keep.all() and not of(todo, Assign)  # first record wins; no work for one that is being killed
     d.granted((4, 6), size=2)
@@ -623,7 +665,22 @@ def test_a_worker_that_has_more_than_what_was_revoked_lives() -> None:
     d = Droid(1)
     d.measured(0.01)
     d.granted((0, 10), size=2)
-    assert not of(d.core.revoked([(0, 2, 0)]), Kill)
+    assert not of(d.core.revoked(d.now, [(0, 2, 0)], d.slots), Kill)
+
+
+def test_who_hangs_on_what_others_have_done_is_freed_for_what_it_has_besides() -> None:
+    d = Droid(1)
+    d.measured(0.4)
+    d.granted((0, 10), seconds=0.5, remaining=10_000, workers=1)
+    assert [r[:2] for r in d.core.workers[0].given] == [(0, 1), (1, 2)]
+    d.on(0, 0)
+    d.slots["since"] = d.now - 0.5 * LONG
+    assert not of(d.core.revoked(d.now, [(0, 1, 0)], d.slots), Kill)
+    d.now += LONG
+    assert of(d.core.revoked(d.now, [(0, 1, 0)], d.slots), Kill)
+    todo = d.died(0, event=0, count=1, seconds=9.0)
+    assert not of(todo, Failure) and of(todo, Spawn)
+    assert ranges(d.core.worker_ready(0))[0] == (1, 2) and d.core.holding.events == 9
 
 
 def test_what_others_work_on_is_dropped_and_the_event_at_hand_finished() -> None:
@@ -632,7 +689,7 @@ def test_what_others_work_on_is_dropped_and_the_event_at_hand_finished() -> None
     d.granted((0, 40), (60, 80), size=10)
     held = [list(w.given) for w in d.core.workers]
     assert held[0][0] == (0, 10, 0) and held[1][0] == (10, 20, 0) and backlog(d)
-    todo = d.core.revoked([(0, 5, 0), (30, 70, 0)], begun=False)
+    todo = d.core.revoked(d.now, [(0, 5, 0), (30, 70, 0)], d.slots, begun=False)
     assert of(todo, Cut) == [Cut(0)] and not of(todo, Kill)
     assert all(not (start < 70 and stop > 30) for start, stop, _ in backlog(d))
     # It comes back in the middle of a range, of which a part is still ours.
@@ -647,7 +704,7 @@ def test_a_worker_is_cut_until_it_has_nothing_of_what_others_work_on() -> None:
     d.granted((0, 40), size=2)
     given = list(d.core.workers[0].given)
     assert len(given) > 2
-    assert of(d.core.revoked([(*given[-1][:2], 0)], begun=False), Cut) == [Cut(0)]
+    assert of(d.core.revoked(d.now, [(*given[-1][:2], 0)], d.slots, begun=False), Cut) == [Cut(0)]
     _, _, todo = d.results(0, (Kind.RETURNED, 0, 2))
     assert Cut(0) in todo  # it saw the first request within a range that is still ours
     rest = [(Kind.RETURNED, start, stop) for start, stop, _ in given[1:]]
@@ -662,7 +719,7 @@ def test_what_was_revoked_does_not_come_back_with_a_dead_worker() -> None:
     """It may have been granted anew by then, and would be there twice."""
     d = Droid(1)
     d.granted((0, 10), size=10)
-    assert d.core.revoked([(4, 10, 0)], begun=False)
+    assert d.core.revoked(d.now, [(4, 10, 0)], d.slots, begun=False)
     todo = d.died(0, event=2, count=1)
     assert [f.event for f in of(todo, Failure)] == [2]
     assert backlog(d) == [(0, 2, 0), (3, 4, 0)]

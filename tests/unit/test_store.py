@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from droid.store import EARLY, Choices, Store
 from eventrange import records
@@ -64,3 +65,20 @@ def test_who_is_awake_commits_a_little_early_and_waits_for_what_is_quick(tmp_pat
     assert not store.settled, "a slow one is not waited for"
     store.close()
     assert woken
+
+
+def test_a_commit_is_never_earlier_than_the_file_system_asks_for(tmp_path: Path) -> None:
+    choices = Choices(commit_seconds=60.0, commit_least=9.0)
+    store = Store(TaskDir(str(tmp_path)), "a", "t", 1, choices, lambda: None)
+    store._syncer._took, store.apart = 1.0, 10.0
+    store._synced = 100.0
+    add(store, 0, 101.0)
+    store.pump(108.9, True)
+    assert not store._syncing
+    store.apart = 100.0  # more than is allowed
+    store.choices = Choices(commit_seconds=10.0, commit_least=9.0)
+    store.pump(108.9, True)
+    assert not store._syncing and store.due(108.9, True) == pytest.approx(1.1)
+    store.pump(109.1, True)
+    assert store._syncing
+    store.close()

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from droid import wire
+from droid.crew import Crew
 from droid.slots import Slots
-from droid.worker import FLUSH_SECONDS, Line, WorkerLoop, serve
+from droid.worker import FLUSH_SECONDS, Line, Orders, WorkerLoop, serve
 from eventrange.messages import pack_ranges
 from eventrange.records import Kind
 
@@ -132,6 +135,31 @@ def test_who_is_called_back_returns_all_it_was_given_also_what_it_has_not_read()
         assert w.answer() == [(Kind.DONE, 2, 3)]
 
 
+def test_what_comes_with_a_call_back_just_after_the_worker_has_looked_goes_back_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = Orders.waiting.fget
+    assert looks is not None
+    late: list[Worker] = []
+
+    def waiting(self: Orders) -> bool:
+        found = bool(looks(self))
+        while late:
+            w = late.pop()
+            w.give(wire.NEXT, (5, 9))
+            w.slots.cut(0, True)
+        return found
+
+    monkeypatch.setattr(Orders, "waiting", property(waiting))
+    with worker() as w:
+        w.give(wire.RANGES, (0, 1))
+        assert w.payload.begun.acquire(timeout=SOON)
+        late.append(w)
+        w.payload.go.release()
+        assert w.answer() == [(Kind.DONE, 0, 1)]
+        assert w.answer() == [(Kind.RETURNED, 5, 9)]
+
+
 def test_who_is_called_back_at_its_last_event_starts_nothing_else() -> None:
     with worker() as w:
         w.give(wire.RANGES, (0, 1), (1, 3))
@@ -179,3 +207,34 @@ def test_a_bell_that_is_full_or_gone_stops_nobody() -> None:
         os.close(bell)
         line.send([b"y"])
         assert ours.recv(10) == b"xy"
+
+
+def test_a_frame_in_many_pieces_is_heard_piece_by_piece() -> None:
+    """A worker rings once for it; each time the Droid has made room it must hear of what follows."""
+    control, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    heard, bell = os.pipe2(os.O_NONBLOCK)
+    poll, got = select.poll(), bytearray()
+
+    class Owner:
+        def worker_frame(self, index: int, kind: int, payload: memoryview) -> None:
+            got.extend(payload)
+
+    with control, zygote:
+        crew = Crew(control, Slots(1), "", Owner(), poll, bell)  # type: ignore[arg-type]
+        poll.register(heard, select.POLLIN)
+        crew.spawn(0)
+        _, fds, _, _ = socket.recv_fds(zygote, 1 << 16, 2)
+        with socket.socket(fileno=fds[0]) as theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200_000)
+            data = bytes(range(256)) * (8 << 12)
+            thread = threading.Thread(target=Line(theirs, fds[1]).send, args=(wire.frame(wire.BATCH, data), False))
+            thread.start()
+            while len(got) < len(data):
+                assert (ready := poll.poll(1000 * SOON)), "the worker waits, and nobody knows"
+                if heard in dict(ready):
+                    os.read(heard, 4096)
+                crew.collect()
+            thread.join(SOON)
+            assert bytes(got) == data
+            assert not poll.poll(0), "it is left alone when all is there"
+            os.close(fds[1])
