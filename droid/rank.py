@@ -121,10 +121,9 @@ class DroidShell:
         while not self.stopping:
             now = time.monotonic()
             due = self.store.due(now, self.core.holding.busy > 0) if self.store else TICK
-            if self.core.holding.far and self.core.holding.busy:  # workers do not ring for everything
-                due = min(due, listened + self.core.holding.unseen - now)
+            unheard = self._unheard(now - listened)
             moved = False
-            for fd, _ in self.poll.poll(1000 * max(0.0, min(pause, ticked + every - now, due, held))):
+            for fd, _ in self.poll.poll(1000 * max(0.0, min(pause, ticked + every - now, due, held, unheard))):
                 if fd == self._wake:
                     os.read(self._wake, 4096)
                 elif fd == self._bell:
@@ -149,6 +148,11 @@ class DroidShell:
             eager = expecting and (moved or asked)
             pause = self.transport.pause(eager, PROBE_FIRST, EAGER_LAST if expecting else PROBE_LAST)
         return self._end()
+
+    def _unheard(self, since: float) -> float:
+        """Seconds after which to look for results that no worker rings for, having looked `since` seconds ago."""
+        holding = self.core.holding
+        return holding.unseen - since if holding.far and holding.busy else math.inf
 
     def _ring(self) -> None:
         try:

@@ -149,7 +149,7 @@ class Store:
 
     @property
     def _early(self) -> float:
-        """Seconds by which a commit is early while we are awake, which saves waking up for it; not where the file system
+        """Seconds by which a commit is early while we are awake, which saves waking up for it; unless the file system
         asks for more time."""
         asked = self._syncer.spacing(self.choices.commit_seconds, self.choices.commit_least)
         return min(EARLY * self.spacing, self.spacing - asked)

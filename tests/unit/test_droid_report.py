@@ -92,3 +92,29 @@ def test_nobody_waits_for_a_sync_that_takes_long(tmp_path: Path) -> None:
         syncs(shell, took=2 * MOMENT)
         give(shell)
         assert shell._report(1001.0) == math.inf and lines.sent[-1].want > 0
+
+
+def test_results_that_no_worker_rings_for_are_looked_for(tmp_path: Path) -> None:
+    with droid(tmp_path, 2) as (shell, _):
+        holding = shell.core.holding
+        holding.unseen = 0.25
+        assert shell._unheard(0.1) == math.inf, "they ring for everything"
+        holding.far = True
+        assert shell._unheard(0.1) == math.inf, "nobody is at work"
+        give(shell)
+        assert shell._unheard(0.1) == pytest.approx(0.15)
+        welcome(shell)
+        shell._commit(1000.0)
+        assert shell.store is not None
+        assert holding.unseen == shell.store.spacing > 0.25, "as often as they are made durable"
+
+
+def test_who_has_nothing_to_tell_does_not_wake_up_for_it(tmp_path: Path) -> None:
+    with droid(tmp_path, 1) as (shell, lines):
+        welcome(shell)
+        shell.notes.append({"note": "first"})
+        shell._report(1000.0)
+        assert len(lines.sent) == 1
+        assert shell._report(1000.0 + REPORT_GAP / 4) == math.inf
+        shell.core.workers[0].state = "ready"  # it has no work
+        assert shell._report(1000.0 + REPORT_GAP / 4) == pytest.approx(0.75 * REPORT_GAP)

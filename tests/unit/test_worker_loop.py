@@ -230,7 +230,8 @@ def test_a_frame_in_many_pieces_is_heard_piece_by_piece() -> None:
             thread = threading.Thread(target=Line(theirs, fds[1]).send, args=(wire.frame(wire.BATCH, data), False))
             thread.start()
             while len(got) < len(data):
-                assert (ready := poll.poll(1000 * SOON)), "the worker waits, and nobody knows"
+                ready = poll.poll(1000 * SOON)
+                assert ready, "the worker waits, and nobody knows"
                 if heard in dict(ready):
                     os.read(heard, 4096)
                 crew.collect()
