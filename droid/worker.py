@@ -9,15 +9,12 @@ from __future__ import annotations
 import faulthandler
 import os
 import resource
-import select
 import socket
 import sys
 import time
 import traceback
 import zlib
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from math import floor, log2
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,11 +22,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from droid import wire
+from droid.line import Line, Orders
 from droid.payload import Worker
 from droid.slots import Slot
 from eventrange import image, records
 from eventrange.errors import FieldRefused, FieldsChanged, ImageTooBig, PayloadFailed, YodaError
-from eventrange.messages import Evidence, Range, unpack_ranges
+from eventrange.messages import Evidence, Range
 from eventrange.records import Code, Kind
 from eventrange.times import PER_OCTAVE, SHORTEST, time_bin
 
@@ -37,7 +35,6 @@ FLUSH_SECONDS = 0.02  #: results wait this long at most while there is more to d
 FLUSH_BYTES = 8 << 20  #: and images no longer than this
 TEXT = 4000  #: characters of traceback and stderr kept as evidence
 CPU_SECONDS = 0.01  #: the CPU time used is noted at the first event after so long: asking for it costs a system call
-_MOST_PARTS = 512  #: buffers in one system call; the kernel takes 1,024
 OUTPUT_BYTES = 1 << 20  #: a worker's captured output is cut back when it grows beyond this
 
 
@@ -101,6 +98,10 @@ class WorkerLoop:
     def maybe_flush(self, ring: bool) -> None:
         if self._bytes > FLUSH_BYTES or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush(ring)
+
+    def learn(self, schema: str) -> None:
+        """The task's fields are these."""
+        self.expected = schema or None
 
     def give_back(self, work: Range) -> None:
         """Of `work` nothing was begun."""
@@ -290,65 +291,10 @@ def tail(fd: int) -> str:
         return ""
 
 
-class Line:
-    """A worker's way to its Droid: a socket for frames, and a pipe into which a byte wakes it."""
-
-    def __init__(self, sock: socket.socket, bell: int) -> None:
-        self.sock, self.bell = sock, bell
-
-    def send(self, parts: list[Any], ring: bool = True) -> None:
-        """Send a frame, all at once: the Droid, which may share this core, is to be woken once, if at all. It must be
-        where the frame does not fit."""
-        views = [memoryview(part).cast("B") for part in parts if len(part)]
-        for at in range(0, len(views), _MOST_PARTS):
-            some = views[at : at + _MOST_PARTS]
-            try:
-                sent = self.sock.sendmsg(some, (), socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                sent = 0
-            for view in some:
-                if sent < len(view):
-                    self.wake()
-                    self.sock.sendall(view[sent:])
-                sent = max(0, sent - len(view))
-        if ring:
-            self.wake()
-
-    def wake(self) -> None:
-        with suppress(OSError):  # the pipe is full of rings; or the payload closed what it does not know
-            os.write(self.bell, b"w")
-
-
-class Orders:
-    """What the Droid has sent a worker. `todo` are ranges, and whether each follows on what was there before."""
-
-    def __init__(self, sock: socket.socket, loop: WorkerLoop) -> None:
-        self.sock, self.loop = sock, loop
-        self.todo: deque[tuple[Range, bool]] = deque()
-        self._reader = wire.FrameReader()
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether there is something to take."""
-        return bool(self._poll.poll(0))
-
-    def take(self) -> bool:
-        """Take what there is, or wait for it; False if the Droid is gone."""
-        data = self.sock.recv(1 << 16)
-        for kind, payload in self._reader.feed(data):
-            if kind in (wire.RANGES, wire.NEXT):
-                self.todo.extend((work, kind == wire.NEXT) for work in unpack_ranges(bytes(payload)))
-            elif kind == wire.SCHEMA:
-                self.loop.expected = bytes(payload).decode() or None
-        return bool(data)
-
-
 def serve(sock: socket.socket, loop: WorkerLoop) -> None:
     """Take ranges from `sock` until the Droid is gone."""
     sock.setblocking(True)
-    orders = Orders(sock, loop)
+    orders = Orders(sock, loop.learn)
     todo, slot = orders.todo, loop.slot
     while True:
         while not todo:

@@ -15,8 +15,9 @@ import pytest
 
 from droid import wire
 from droid.crew import Crew
+from droid.line import Line, Orders
 from droid.slots import Slots
-from droid.worker import FLUSH_SECONDS, Line, Orders, WorkerLoop, serve
+from droid.worker import FLUSH_SECONDS, WorkerLoop, serve
 from eventrange.messages import pack_ranges
 from eventrange.records import Kind
 
