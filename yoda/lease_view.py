@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +20,15 @@ def lease_view(taskdir: TaskDir, now: float | None = None) -> list[dict[str, Any
     after the `lease_timeout` of who looks.
     """
     return [asdict(one) for one in overview(taskdir, now=time.time() if now is None else now) if one.state != "ended"]
+
+
+def known_dead(journals: Iterable[str], leases: Iterable[dict[str, Any]]) -> set[str]:
+    """Which of the allocations that had a journal before the leases were looked at are certainly not at work any more.
+
+    Each has its file there before its journal and until it ends; that of a dead one says so, until somebody clears it
+    away.
+    """
+    return set(journals) - {one["allocation"] for one in leases if one["state"] != "dead"}
 
 
 def words(lease: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue
 from yoda.accounting import account_entries
 from yoda.core_seconds import Account, Allocation, CoreSeconds, Merging
-from yoda.lease_view import lease_view
+from yoda.lease_view import known_dead, lease_view
 from yoda.lease_view import render as lease_lines
 from yoda.lease_view import words as lease_words
 from yoda.pace import Pace
@@ -40,8 +40,9 @@ def status(taskdir: TaskDir, now: float | None = None) -> dict[str, Any]:
     from yoda.task import need_task
 
     frozen = need_task(taskdir)
+    journals = taskdir.allocations()
     leases = lease_view(taskdir, now)
-    dead = {one["allocation"] for one in leases if one["state"] == "dead"}
+    dead = known_dead(journals, leases)
     axis = Axis.from_dict(frozen.axis)
     found = task_status(taskdir, frozen.task, frozen.fingerprint, axis.total, now, dead, axis.ranges)
     found["leases"] = leases

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from eventrange.journal import JournalWriter
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 from yoda.frozen import Frozen, FrozenInputs, FrozenPayload
+from yoda.leasedir import Heart
 from yoda.task import _text
 
 BEGIN = 1.7e9
@@ -73,6 +76,18 @@ def sample_task(root: Path, finish: bool = False) -> TaskDir:
     second.flush()
     second.file.close()
     return task
+
+
+@contextmanager
+def beating(task: TaskDir, allocation: str, state: str = "working") -> Iterator[None]:
+    """That allocation is alive, in our process; afterwards nothing is left of it but its journal."""
+    heart = Heart(task, allocation, None, 60.0, 60.0)
+    heart.rest(state)
+    heart.forget = True
+    try:
+        yield
+    finally:
+        heart.stop()
 
 
 def merged_task(task: TaskDir) -> JournalWriter:

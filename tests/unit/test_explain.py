@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_task import BAD, BEGIN, frozen, sample_task
+from sample_task import BAD, BEGIN, beating, frozen, sample_task
 
 from eventrange import records
 from eventrange.errors import ConfigError
@@ -96,7 +96,8 @@ def test_task_that_stopped(tmp_path: Path) -> None:
 def test_task_that_runs(tmp_path: Path) -> None:
     task = sample_task(tmp_path)
     Path(task.journal("2")).unlink()
-    found = explain_task(task, BEGIN + 41)
+    with beating(task, "1"):
+        found = explain_task(task, BEGIN + 41)
     assert "is at work with 2 Droids" in " ".join(found["why"]) and "--watch" in found["next"][0]
 
 
@@ -122,7 +123,8 @@ def test_task_that_is_being_merged(tmp_path: Path) -> None:
     journal.note("end", time=BEGIN + 6010, reason="complete", exit_code=0)
     journal.note("merging", time=BEGIN + 6020, done=100, total=400)
     journal.flush()
-    why, todo = _said(status(task, BEGIN + 6025))
+    with beating(task, "3", "merging"):
+        why, todo = _said(status(task, BEGIN + 6025))
     assert "Allocation 3 has ended its work and makes the final files: complete; merging, 25 %." in why
     assert "Nothing is running" not in why and todo == [f"yoda status {task.root} --watch"]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_task import BEGIN, beating, frozen, sample_task
 
-from yoda.lease_view import render, words
+from eventrange.journal import JournalWriter
+from yoda.lease_view import known_dead, render, words
+from yoda.status import status
 
 
 def lease(**keys: Any) -> dict[str, Any]:
@@ -46,3 +50,23 @@ def test_allocations_without_a_journal_are_told_of() -> None:
     leases = [lease(), lease(allocation="b", state="starting", parts=0), lease(allocation="c", state="dead")]
     [line] = render(leases, {"a"})
     assert line == "  b  process 7 on n1: starting: holds 0 parts of the axis, last beat 2.0 s ago"
+
+
+def test_an_allocation_whose_file_is_gone_or_says_so_is_dead() -> None:
+    leases = [lease(), lease(allocation="b", state="silent"), lease(allocation="c", state="dead")]
+    assert known_dead(["a", "b", "c", "cleared"], leases) == {"c", "cleared"}
+
+
+def test_a_killed_one_is_not_alive_again_once_its_file_is_cleared_away(tmp_path: Path) -> None:
+    """A minute's work of two allocations: the one that is left ends before the other's last word is old."""
+    task = sample_task(tmp_path)
+    journal = JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=BEGIN + 6000)
+    journal.note("joined", time=BEGIN + 6000, droid=1, host="n1", workers=4, startup=1.0)
+    journal.flush()
+
+    def states() -> list[str]:
+        return [one["state"] for one in status(task, BEGIN + 6005)["allocations"][-1:]]
+
+    with beating(task, "3"):
+        assert states() == ["alive"]
+    assert states() == ["killed"]
