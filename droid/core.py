@@ -63,6 +63,7 @@ class DroidCore:
         self.schema = ""
         self.draining = False
         self.stopped = False
+        self._apart = 0.0  # seconds between group commits, as Yoda sees it
         self.again = 0.0  #: seconds of work on ranges that were broken off and begin again
         self._asked: float | None = None  # when we asked Yoda for more, if it has not answered
         self._waiting = False  # Yoda has answered that there is nothing now
@@ -84,9 +85,8 @@ class DroidCore:
 
     @property
     def apart(self) -> float:
-        """Seconds there should be between group commits: as with the length of ranges, a kill costs half of it and
-        being ready for one what a commit takes; which is much the same, but once for all workers."""
-        return 0.0 if self.draining else self.holding.range_seconds / math.sqrt(2 * len(self.workers))
+        """Seconds between group commits that are worth it."""
+        return 0.0 if self.draining else self._apart
 
     @property
     def seconds_per_event(self) -> float:
@@ -146,8 +146,9 @@ class DroidCore:
         if not self._waiting:
             self._asked = None
         holding = self.holding
+        self._apart = grant.commit_seconds
         holding.size, holding.range_seconds, holding.remaining = grant.size, grant.range_seconds, grant.remaining
-        holding.far = not self.draining and self.pace.far(grant.remaining, grant.workers, holding.whole)
+        holding.near = self.pace.near(grant.remaining, grant.workers, holding.whole)
         if grant.schema and grant.schema != self.schema:
             if self.schema:  # another Droid was first
                 out.append(Discard())
@@ -344,7 +345,7 @@ class DroidCore:
 
     def reclaimed(self, events: int, slots: NDArray[Any]) -> list[Instruction]:
         """Yoda has idle Droids: give back `events` from the end of the backlog, else the rest of the longest range."""
-        self.holding.far = False
+        self.holding.far, self.holding.near = False, math.inf
         back = self.holding.tail(events)
         if back:
             return [Rows(returned(back, Code.REVOKED))]

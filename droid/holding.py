@@ -62,7 +62,8 @@ class Holding:
         self.cuts: Sequence[int] | None = None  #: edges of ranges that someone else named; these have `size` on average
         self.range_seconds = 1.0
         self.remaining = 1  #: events pending at Yoda when it last wrote; 0 means this is the tail
-        self.far = False  #: whether that was far away then: workers have their next range queued
+        self.near = math.inf  #: the tail is near with a smaller backlog than that
+        self.far = False  #: whether it is not: workers have their next range queued
         self.unseen = 0.0  #: seconds for which results are not looked at then, nor made durable
         self.reclaim = 0  #: events Yoda wants back and has not got yet
 
@@ -133,14 +134,15 @@ class Holding:
 
     def assign(self) -> list[Assign]:
         """Give work to workers that have none, or nearly none, fairest first."""
-        if not self.backlog:
+        waiting = self.waiting  # counted once: the axis may be in shatters
+        self.far = waiting >= self.near
+        if not waiting:
             return []
         out: list[Assign] = []
         spe = self.pace.seconds_per_event
         idle = any(w.idle for w in self.workers)
         hungry = [i for i, w in enumerate(self.workers) if self._hungry(w, spe, idle)]
         hungry.sort(key=lambda i: self.workers[i].events)
-        waiting = self.waiting  # counted once: the axis may be in shatters
         for number, index in enumerate(hungry):
             if not self.backlog:
                 break

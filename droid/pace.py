@@ -19,7 +19,7 @@ LIMIT_FACTOR = 10.0  #: and this many times the 99 % quantile
 LIMIT_EVENTS = 50  #: events measured before the quantile is believed
 RETRY_LIMIT_FACTOR = 4.0  #: an event that was too slow gets this much more at its next attempt: slow is not wrong (L5)
 RANGE_SECONDS_AHEAD = 2.0  #: seconds of work to hold beyond the low-water mark at most, for a longer range
-ASK_SECONDS = 1.0  #: and at least: a question and its answer wake two processes
+ASK_SECONDS = 2.0  #: and at least: a question and its answer wake two processes
 QUEUED_MOST = 1.0  #: seconds a range may take for a worker to have its next one queued
 FAR = 2.0  #: seconds of work there are for every worker at least while the tail is far
 MOST = 1 << 20  #: events to hold at most
@@ -86,15 +86,17 @@ class Pace:
             low, high = max(low, size), max(high, 2 * size)
         return low, high
 
-    def far(self, remaining: int, workers: int, whole: int) -> bool:
-        """Whether the tail is so far, with `remaining` events pending for all `workers`, that each worker may have its
-        next range queued behind the one at hand: nobody waits for us then between two ranges. What is queued behind an
-        event cannot be called back before that ends; so it must have begun long before others run out of work, and
-        where a range (`whole` events) takes seconds a moment's wait is nothing."""
+    def near(self, remaining: int, workers: int, whole: int) -> float:
+        """With less than so many events in the backlog the tail is near, if `remaining` are pending for all `workers`.
+
+        While it is far each worker may have its next range queued behind the one at hand: nobody waits for us then
+        between two ranges. What is queued behind an event cannot be called back before that ends; so it must have begun
+        long before others run out of work, and where a range (`whole` events) takes seconds a moment's wait is
+        nothing."""
         spe = self.seconds_per_event
         if not 0 < whole * spe <= QUEUED_MOST or not workers:
-            return False
-        return remaining * spe >= workers * max(FAR, quantile(self.times, 0.99))
+            return math.inf
+        return self.workers * (max(FAR, quantile(self.times, 0.99)) / spe - remaining / workers)
 
     def range_events(self, range_seconds: float) -> int:
         """Events in a range of about `range_seconds`."""

@@ -37,7 +37,7 @@ from eventrange.taskdir import TaskDir
 if TYPE_CHECKING:
     from droid.stageout import Uploads  # a Droid without stage-out does not import it
 
-TICK, QUICK = 0.5, 0.1  #: seconds between looks at the clock (limits, grace, heartbeat), and where moments count
+TICK, QUICK = 1.0, 0.1  #: seconds between looks at the clock (limits, grace, heartbeat), and where moments count
 HEARTBEAT = 5.0  #: seconds between reports when there is nothing to report
 TAIL_HEARTBEAT = 1.0  #: and at the tail of a task, where Yoda needs to know who is on what
 TAIL_HEARTBEATS = 1000.0  #: of these per second are enough for Yoda, from all Droids together

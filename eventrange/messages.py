@@ -128,7 +128,7 @@ class Welcome(Message, frozen=True, tag=21, array_like=True):
 
 class Grant(Message, frozen=True, tag=16, array_like=True):
     """Yoda -> Droid: work. `size` > 0 fixes the events per range (of ranges that someone else named it is the mean);
-    else a range is about `range_seconds` of work.
+    else a range is about `range_seconds` of work. Group commits are worth it `commit_seconds` apart.
 
     `remaining` events are still pending at Yoda after this grant: at 0 the Droid makes its ranges small. They are for
     all `workers` of the allocation.
@@ -137,6 +137,7 @@ class Grant(Message, frozen=True, tag=16, array_like=True):
     ranges: bytes
     size: int
     range_seconds: float
+    commit_seconds: float
     remaining: int
     workers: int
     schema: str = ""

@@ -33,6 +33,7 @@ from yoda.droids import RECENT, Droid, Roster
 from yoda.ending import Ending
 from yoda.instructions import Instruction, Note, Send, Write, granted, returned
 from yoda.nodes import Nodes
+from yoda.rangelength import QUIET, commit_seconds
 
 SILENT = 60.0  #: seconds without a word after which a Droid is believed lost
 LISTEN = 1.0  #: seconds between looks at who is silent
@@ -51,6 +52,7 @@ class Settings:
     size: int = 0  #: events per range, 0 automatic
     whole: bool = False  #: ranges are what lies between two cuts; `size` is how many events they have on average
     range_seconds: float = 1.0
+    between_kills: float = QUIET  #: seconds, about
     max_attempts: int = 3
     grace: float = 30.0  #: seconds there are between a warning and the kill
     margin: float | None = None  #: seconds before the deadline at which draining begins; None: measured
@@ -151,7 +153,7 @@ class Dispatcher:
                 bad = (rows["kind"] == Kind.DONE) & (rows["size"] > 0)
                 rows["kind"][bad], rows["code"][bad] = Kind.RETURNED, Code.FIELDS
                 rows["size"][bad] = 0
-                out.append(Send(rank, self._grant([])))  # tells it the fields
+                out.append(Send(rank, self._grant(droid, [])))  # tells it the fields
             else:
                 self.schema = report.schema
                 out.append(Note("schema", {"schema": report.schema}))
@@ -389,19 +391,25 @@ class Dispatcher:
                     mine = grants.setdefault(droid.rank, [])
                     mine += self.allotment.take(droid, len(mine), roster.workers)
         for rank, ranges in grants.items():
-            out += [granted(rank, ranges), Send(rank, self._grant(ranges))]
+            out += [granted(rank, ranges), Send(rank, self._grant(self.droids[rank], ranges))]
             roster.served(self.droids[rank])
-        out += [Send(droid.rank, self._grant([])) for droid in roster.told()]
+        out += [Send(droid.rank, self._grant(droid, [])) for droid in roster.told()]
         if roster.idle and not ledger.pending and now >= self._tail_at:
             self._tail_at = now + tail.pause(len(self.droids))
             out += self._tail(now)
         return out
 
-    def _grant(self, ranges: list[Range]) -> messages.Grant:
-        workers = self.roster.workers
-        seconds = max(self.settings.range_seconds, workers / RANGES_PER_SECOND)
-        packed = messages.pack_ranges(ranges)
-        return messages.Grant(packed, self.settings.size, seconds, self.ledger.pending.total, workers, self.schema)
+    def _grant(self, droid: Droid, ranges: list[Range]) -> messages.Grant:
+        settings, workers = self.settings, self.roster.workers
+        return messages.Grant(
+            ranges=messages.pack_ranges(ranges),
+            size=settings.size,
+            range_seconds=max(settings.range_seconds, workers / RANGES_PER_SECOND),
+            commit_seconds=commit_seconds(settings.between_kills, droid.workers),
+            remaining=self.ledger.pending.total,
+            workers=workers,
+            schema=self.schema,
+        )
 
     def _tail(self, now: float) -> list[Instruction]:
         """Nothing is pending: move work from the loaded to the idle, or copy the slowest events."""
@@ -411,7 +419,7 @@ class Dispatcher:
             return [Send(droid.rank, messages.Reclaim(events)) for droid, events in asked]
         out: list[Instruction] = []
         for droid, ranges in tail.copies(now, self.ledger, waiting, working, self.times):
-            out += [granted(droid.rank, ranges), Send(droid.rank, self._grant(ranges))]
+            out += [granted(droid.rank, ranges), Send(droid.rank, self._grant(droid, ranges))]
             droid.busy += len(ranges)
             self.roster.served(droid)
         return out

@@ -29,7 +29,7 @@ from eventrange.journal import JournalWriter
 from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Write
 from yoda.telling import Teller
 
-TICK, QUICK, URGENT = 0.5, 0.1, 0.005  #: seconds between looks at the clock; where moments count; where more is to do
+TICK, QUICK, URGENT = 1.0, 0.1, 0.005  #: seconds between looks at the clock; where moments count; where more is to do
 SUSPENDED = 1.0  #: a loop that did not turn for so long was stopped, and could hear nobody
 PULSE = 10.0  #: seconds between signs of life in the journal
 TIMES = 60.0  #: seconds between histograms of event times there

@@ -1,8 +1,8 @@
-"""How much work a range is, where the job leaves it to us. Pure.
+"""How much work a range is, where the job leaves it to us, and how far apart group commits are. Pure.
 
 What a kill costs is half a range of every worker; what it costs to be ready for one is what each range takes beyond its
 events. The best of both is Young's rule for checkpoints: the square root of twice the cost of one times the mean time
-between kills. A task that was never killed gets the longest that L4 allows.
+between kills. So with commits, but that one of them is for all workers of a Droid.
 
 Source: J. W. Young, "A first order approximation to the optimum checkpoint interval", CACM 17 (1974) 530.
 """
@@ -13,17 +13,27 @@ import math
 from collections.abc import Collection, Mapping
 
 RANGE_COST = 0.002  #: core-seconds a range takes beyond its events, from worker to journal
-SHORTEST, LONGEST = 0.1, 0.5
+COMMIT_COST = 0.001  #: core-seconds a group commit takes: a wake-up of the Droid, and one of Yoda
+SHORTEST, LONGEST = 0.1, 0.5  #: seconds of a range (L4)
+QUIET = 3600.0  #: seconds between kills that a task is taken to have which was never killed
 
 
-def range_seconds(lives: Mapping[str, tuple[float, float]], ended: Collection[str], living: Collection[str]) -> float:
-    """Seconds of work per range for a task with such a past.
+def between_kills(lives: Mapping[str, tuple[float, float]], ended: Collection[str], living: Collection[str]) -> float:
+    """Mean seconds between kills of a task with such a past.
 
     `lives` are begin and last sign of life (unix seconds) of each allocation by name; those neither in `ended` nor in
     `living` were killed.
     """
     kills = sum(1 for name in lives if name not in ended and name not in living)
-    if not kills:
-        return LONGEST
     lived = sum(max(0.0, last - first) for first, last in lives.values())
-    return min(max(math.sqrt(2 * RANGE_COST * lived / kills), SHORTEST), LONGEST)
+    return lived / kills if kills else max(QUIET, lived)
+
+
+def range_seconds(between: float) -> float:
+    """Seconds of work per range where it is so long, in seconds, from one kill to the next."""
+    return min(max(math.sqrt(2 * RANGE_COST * between), SHORTEST), LONGEST)
+
+
+def commit_seconds(between: float, workers: int) -> float:
+    """Seconds between the group commits of a Droid of so many workers; sites allow less, and file systems may."""
+    return math.sqrt(2 * COMMIT_COST * between / max(1, workers))

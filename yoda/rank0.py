@@ -99,7 +99,7 @@ def _yoda(
     from yoda.metrics import Metrics
     from yoda.orphan import DEAD, GONE, PARENT, orphaned
     from yoda.progress import SHOWN
-    from yoda.rangelength import range_seconds
+    from yoda.rangelength import between_kills, range_seconds
     from yoda.tally import Tally
 
     allocation = here.allocation
@@ -121,10 +121,12 @@ def _yoda(
     for warning in [*frozen.warnings, *at_start(setting, environ)]:
         say(warning)
     batch = site.slurm if allocation.jobid is not None else None
+    between = between_kills(known.lives, known.ended, leases.living())
     settings = Settings(
         size=job.ranges.events or 0 if named is None else -(-axis.total // named.count),
         whole=named is not None,
-        range_seconds=job.ranges.seconds or range_seconds(known.lives, known.ended, leases.living()),
+        range_seconds=job.ranges.seconds or range_seconds(between),
+        between_kills=between,
         max_attempts=job.ranges.max_attempts,
         grace=site.grace,
         margin=site.margin,
@@ -174,7 +176,7 @@ def _yoda(
     run = Run(
         allocation.name,
         task_message(frozen, taskdir.indexes, setting.request.images),
-        site.commit.seconds / 2,
+        site.commit.yoda_seconds,
         deadline,
         say,
         _each(plain_progress(sayer(log, SHOWN not in environ)), metrics, tally),

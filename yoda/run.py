@@ -119,7 +119,7 @@ def _droid_with_mpi(
             segment_bytes=site.segments.max_bytes,
             segment_seconds=site.segments.max_age,
             segment_format=site.segments.format,
-            commit_seconds=site.commit.seconds / 2,  # half here, half at Yoda
+            commit_seconds=site.commit.droid_seconds,
             commit_least=transport.size / COMMITS_PER_SECOND,
             commit_bytes=site.commit.bytes,
         ),

@@ -122,6 +122,16 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seconds: Annotated[_Span, Meta(examples=["1s"])] = 1.0
     bytes: Annotated[_Bytes, Meta(examples=["64MiB"])] = 64 * MiB
 
+    @property
+    def yoda_seconds(self) -> float:
+        """At most between syncs of the journal: one is for many Droids, and where there are few they seldom report."""
+        return self.seconds / 8
+
+    @property
+    def droid_seconds(self) -> float:
+        """At most between syncs of a Droid's segment; both together are `seconds`."""
+        return self.seconds - self.yoda_seconds
+
 
 class SiteKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The site file as written; every key may be left out."""

@@ -305,7 +305,7 @@ class SimDroid:
                 self.out.append(core.returned(messages.unpack_ranges(message.ranges), Code.DROID_LOST))
                 return
             self.do(self.core.granted(now, message))
-            self.core.holding.unseen = max(COMMIT_SECONDS, self.core.apart)
+            self.core.holding.unseen = COMMIT_SECONDS
         elif isinstance(message, messages.Drain):
             if self.drained_at < 0:
                 self.drained_at = now

@@ -97,16 +97,16 @@ def test_nobody_waits_for_a_sync_that_takes_long(tmp_path: Path) -> None:
 def test_results_that_no_worker_rings_for_are_looked_for(tmp_path: Path) -> None:
     with droid(tmp_path, 2) as (shell, _):
         holding = shell.core.holding
-        holding.unseen = 0.25
+        holding.unseen = 0.1
         assert shell._unheard(0.1) == math.inf, "they ring for everything"
         holding.far = True
         assert shell._unheard(0.1) == math.inf, "nobody is at work"
         give(shell)
-        assert shell._unheard(0.1) == pytest.approx(0.15)
+        assert shell._unheard(0.05) == pytest.approx(0.05)
         welcome(shell)
         shell._commit(1000.0)
         assert shell.store is not None
-        assert holding.unseen == shell.store.spacing > 0.25, "as often as they are made durable"
+        assert holding.unseen == shell.store.spacing > 0.1, "as often as they are made durable"
 
 
 def test_who_has_nothing_to_tell_does_not_wake_up_for_it(tmp_path: Path) -> None:

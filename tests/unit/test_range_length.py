@@ -12,7 +12,16 @@ from eventrange.journal import FRAME_BYTES, JournalWriter
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from yoda.follower import Follower
-from yoda.rangelength import LONGEST, RANGE_COST, SHORTEST, range_seconds
+from yoda.rangelength import (
+    COMMIT_COST,
+    LONGEST,
+    QUIET,
+    RANGE_COST,
+    SHORTEST,
+    between_kills,
+    commit_seconds,
+    range_seconds,
+)
 
 
 def lives(*seconds: float) -> dict[str, tuple[float, float]]:
@@ -20,29 +29,36 @@ def lives(*seconds: float) -> dict[str, tuple[float, float]]:
 
 
 def test_a_task_that_was_never_killed_gets_long_ranges() -> None:
-    assert range_seconds({}, (), ()) == LONGEST
-    assert range_seconds(lives(5.0, 5.0), {"0": "drained", "1": "drained"}, ()) == LONGEST
-    assert range_seconds(lives(5.0, 5.0), {"0": "drained"}, {"1"}) == LONGEST
+    assert between_kills({}, (), ()) == QUIET
+    assert between_kills(lives(5.0, 5.0), {"0": "drained", "1": "drained"}, ()) == QUIET
+    assert between_kills(lives(5.0, 5.0), {"0": "drained"}, {"1"}) == QUIET
+    assert between_kills(lives(QUIET, QUIET), {"0": "drained", "1": "drained"}, ()) == 2 * QUIET
+    assert range_seconds(QUIET) == LONGEST
 
 
 def test_kills_make_them_shorter() -> None:
-    assert range_seconds(lives(5.0, 5.0, 5.0), (), ()) == pytest.approx(math.sqrt(2 * RANGE_COST * 5.0))
-    assert range_seconds(lives(3600.0), (), ()) == LONGEST
-    assert range_seconds(lives(0.01, 0.01), (), ()) == SHORTEST
+    assert between_kills(lives(5.0, 6.0, 7.0), (), ()) == pytest.approx(6.0)
+    assert range_seconds(6.0) == pytest.approx(math.sqrt(2 * RANGE_COST * 6.0))
+    assert (range_seconds(600.0), range_seconds(0.01)) == (LONGEST, SHORTEST)
 
 
 def test_time_lived_in_peace_counts() -> None:
-    often = range_seconds(lives(5.0, 5.0), (), ())
-    assert range_seconds(lives(5.0, 5.0, 8.0), {"2"}, ()) == pytest.approx(often * math.sqrt(1.8))
+    assert between_kills(lives(5.0, 5.0, 8.0), {"2": "drained"}, ()) == pytest.approx(9.0)
 
 
-def test_nothing_shorter_or_longer_costs_less() -> None:
-    """Per second: a range's cost over its length, and half a range over the time between kills."""
-    between = 12.0
-    best = range_seconds(lives(between, between), (), ())
+BETWEEN = 12.0
+
+
+@pytest.mark.parametrize(
+    ("best", "cost", "workers"),
+    [(range_seconds(BETWEEN), RANGE_COST, 1)]
+    + [(commit_seconds(BETWEEN, workers), COMMIT_COST, workers) for workers in (2, 64)],
+)
+def test_nothing_shorter_or_longer_costs_less(best: float, cost: float, workers: int) -> None:
+    """Per second: what one costs over its length, and half of it, for all it is for, over the time between kills."""
 
     def waste(length: float) -> float:
-        return RANGE_COST / length + length / 2 / between
+        return cost / length + workers * length / 2 / BETWEEN
 
     assert all(waste(best) <= waste(factor * best) for factor in (0.5, 0.8, 0.95, 1.05, 1.3, 2.0))
 
@@ -64,4 +80,4 @@ def test_lives_are_those_of_allocations_until_their_last_word(tmp_path: Path) ->
     follower.read(lambda name: True)
     known = follower.progress()
     assert known.lives == {"a": (100.0, 104.5), "b": (200.0, 209.0)}
-    assert range_seconds(known.lives, known.ended, ()) == pytest.approx(math.sqrt(2 * RANGE_COST * 13.5))
+    assert between_kills(known.lives, known.ended, ()) == pytest.approx(13.5)
