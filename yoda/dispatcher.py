@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from yoda.droids import RECENT, Droid, Roster
 from yoda.ending import Ending
 from yoda.instructions import Instruction, Note, Send, Write, granted, returned
 from yoda.nodes import Nodes
-from yoda.rangelength import QUIET, commit_seconds
+from yoda.rangelength import Past, commit_seconds, range_seconds
 
 SILENT = 60.0  #: seconds without a word after which a Droid is believed lost
 LISTEN = 1.0  #: seconds between looks at who is silent
@@ -51,8 +51,8 @@ class Settings:
 
     size: int = 0  #: events per range, 0 automatic
     whole: bool = False  #: ranges are what lies between two cuts; `size` is how many events they have on average
-    range_seconds: float = 1.0
-    between_kills: float = QUIET  #: seconds, about
+    range_seconds: float | None = None  #: of work per range; None: as the task's past has it
+    past: Past = field(default_factory=Past)
     max_attempts: int = 3
     grace: float = 30.0  #: seconds there are between a warning and the kill
     margin: float | None = None  #: seconds before the deadline at which draining begins; None: measured
@@ -82,6 +82,7 @@ class Dispatcher:
         self.deadline: float | None = None
         self.exit_code: int | None = None  #: set when no Droid can work any more
         self.failure = ""  #: and why
+        self._begun = math.inf  # when the first Droid was there
         self._tail_at = self._listen_at = -math.inf
 
     # -- what it knows -----------------------------------------------------------------------------------------------
@@ -126,6 +127,7 @@ class Dispatcher:
         droid = self.droids[rank] = Droid(
             rank, host, workers, self.allotment.cursor(len(self.droids)), state="new", heard=now
         )
+        self._begun = min(self._begun, now)
         self.roster.awaited.discard(rank)
         if not self.roster.active:
             self.exit_code, self.failure = None, ""  # those before it could do nothing; perhaps it can
@@ -153,7 +155,7 @@ class Dispatcher:
                 bad = (rows["kind"] == Kind.DONE) & (rows["size"] > 0)
                 rows["kind"][bad], rows["code"][bad] = Kind.RETURNED, Code.FIELDS
                 rows["size"][bad] = 0
-                out.append(Send(rank, self._grant(droid, [])))  # tells it the fields
+                out.append(Send(rank, self._grant(now, droid, [])))  # tells it the fields
             else:
                 self.schema = report.schema
                 out.append(Note("schema", {"schema": report.schema}))
@@ -391,21 +393,23 @@ class Dispatcher:
                     mine = grants.setdefault(droid.rank, [])
                     mine += self.allotment.take(droid, len(mine), roster.workers)
         for rank, ranges in grants.items():
-            out += [granted(rank, ranges), Send(rank, self._grant(self.droids[rank], ranges))]
+            out += [granted(rank, ranges), Send(rank, self._grant(now, self.droids[rank], ranges))]
             roster.served(self.droids[rank])
-        out += [Send(droid.rank, self._grant(droid, [])) for droid in roster.told()]
+        out += [Send(droid.rank, self._grant(now, droid, [])) for droid in roster.told()]
         if roster.idle and not ledger.pending and now >= self._tail_at:
             self._tail_at = now + tail.pause(len(self.droids))
             out += self._tail(now)
         return out
 
-    def _grant(self, droid: Droid, ranges: list[Range]) -> messages.Grant:
+    def _grant(self, now: float, droid: Droid, ranges: list[Range]) -> messages.Grant:
         settings, workers = self.settings, self.roster.workers
+        between = settings.past.between_kills(now - self._begun)
+        seconds = settings.range_seconds or range_seconds(between)
         return messages.Grant(
             ranges=messages.pack_ranges(ranges),
             size=settings.size,
-            range_seconds=max(settings.range_seconds, workers / RANGES_PER_SECOND),
-            commit_seconds=commit_seconds(settings.between_kills, droid.workers),
+            range_seconds=max(seconds, workers / RANGES_PER_SECOND),
+            commit_seconds=commit_seconds(between, droid.workers),
             remaining=self.ledger.pending.total,
             workers=workers,
             schema=self.schema,
@@ -419,7 +423,7 @@ class Dispatcher:
             return [Send(droid.rank, messages.Reclaim(events)) for droid, events in asked]
         out: list[Instruction] = []
         for droid, ranges in tail.copies(now, self.ledger, waiting, working, self.times):
-            out += [granted(droid.rank, ranges), Send(droid.rank, self._grant(droid, ranges))]
+            out += [granted(droid.rank, ranges), Send(droid.rank, self._grant(now, droid, ranges))]
             droid.busy += len(ranges)
             self.roster.served(droid)
         return out

@@ -11,22 +11,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 RANGE_COST = 0.002  #: core-seconds a range takes beyond its events, from worker to journal
 COMMIT_COST = 0.001  #: core-seconds a group commit takes: a wake-up of the Droid, and one of Yoda
 SHORTEST, LONGEST = 0.1, 0.5  #: seconds of a range (L4)
-QUIET = 3600.0  #: seconds between kills that a task is taken to have which was never killed
+QUIET = 120.0  #: seconds between kills that a task is taken to have at least while it was never killed
 
 
-def between_kills(lives: Mapping[str, tuple[float, float]], ended: Collection[str], living: Collection[str]) -> float:
-    """Mean seconds between kills of a task with such a past.
+@dataclass(frozen=True)
+class Past:
+    """What became of the allocations a task had: `lived`, the seconds of all together, and how many were killed."""
 
-    `lives` are begin and last sign of life (unix seconds) of each allocation by name; those neither in `ended` nor in
-    `living` were killed.
-    """
+    lived: float = 0.0
+    kills: int = 0
+
+    def between_kills(self, age: float) -> float:
+        """Mean seconds between kills, as one allocation sees it that has lived for `age` seconds."""
+        lived = self.lived + max(0.0, age)
+        return lived / self.kills if self.kills else max(QUIET, lived)
+
+
+def past(lives: Mapping[str, tuple[float, float]], ended: Collection[str], living: Collection[str]) -> Past:
+    """`lives` are begin and last sign of life (unix seconds) of each allocation, by name; those neither in `ended` nor
+    in `living` were killed."""
     kills = sum(1 for name in lives if name not in ended and name not in living)
-    lived = sum(max(0.0, last - first) for first, last in lives.values())
-    return lived / kills if kills else max(QUIET, lived)
+    return Past(sum(max(0.0, last - first) for first, last in lives.values()), kills)
 
 
 def range_seconds(between: float) -> float:

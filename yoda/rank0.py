@@ -99,7 +99,7 @@ def _yoda(
     from yoda.metrics import Metrics
     from yoda.orphan import DEAD, GONE, PARENT, orphaned
     from yoda.progress import SHOWN
-    from yoda.rangelength import between_kills, range_seconds
+    from yoda.rangelength import past
     from yoda.tally import Tally
 
     allocation = here.allocation
@@ -121,12 +121,11 @@ def _yoda(
     for warning in [*frozen.warnings, *at_start(setting, environ)]:
         say(warning)
     batch = site.slurm if allocation.jobid is not None else None
-    between = between_kills(known.lives, known.ended, leases.living())
     settings = Settings(
         size=job.ranges.events or 0 if named is None else -(-axis.total // named.count),
         whole=named is not None,
-        range_seconds=job.ranges.seconds or range_seconds(between),
-        between_kills=between,
+        range_seconds=job.ranges.seconds,
+        past=past(known.lives, known.ended, leases.living()),
         max_attempts=job.ranges.max_attempts,
         grace=site.grace,
         margin=site.margin,

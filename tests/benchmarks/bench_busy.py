@@ -53,7 +53,7 @@ CHUNKS = {
     "parsl": 0.1,
     "hyperqueue": 1.0,
 }
-SECONDS, LONG = 8.0, 24.0  #: of work per core and case; of half a second it takes more events to even out the end
+SECONDS, LONG = 8.0, 48.0  #: of work per core and case; of half a second it takes more events to even out the end
 
 
 def run(quick: bool = False) -> dict[str, Any]:

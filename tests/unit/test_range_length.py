@@ -18,8 +18,9 @@ from yoda.rangelength import (
     QUIET,
     RANGE_COST,
     SHORTEST,
-    between_kills,
+    Past,
     commit_seconds,
+    past,
     range_seconds,
 )
 
@@ -29,21 +30,20 @@ def lives(*seconds: float) -> dict[str, tuple[float, float]]:
 
 
 def test_a_task_that_was_never_killed_gets_long_ranges() -> None:
-    assert between_kills({}, (), ()) == QUIET
-    assert between_kills(lives(5.0, 5.0), {"0": "drained", "1": "drained"}, ()) == QUIET
-    assert between_kills(lives(5.0, 5.0), {"0": "drained"}, {"1"}) == QUIET
-    assert between_kills(lives(QUIET, QUIET), {"0": "drained", "1": "drained"}, ()) == 2 * QUIET
+    assert past({}, (), ()) == Past()
+    assert past(lives(5.0, 5.0), {"0": "drained", "1": "drained"}, ()) == Past(10.0, 0)
+    assert past(lives(5.0, 5.0), {"0": "drained"}, {"1"}) == Past(10.0, 0)
+    assert Past(10.0, 0).between_kills(7.0) == QUIET
+    assert Past(10.0, 0).between_kills(QUIET) == QUIET + 10.0, "it has lived so long"
     assert range_seconds(QUIET) == LONGEST
 
 
-def test_kills_make_them_shorter() -> None:
-    assert between_kills(lives(5.0, 6.0, 7.0), (), ()) == pytest.approx(6.0)
-    assert range_seconds(6.0) == pytest.approx(math.sqrt(2 * RANGE_COST * 6.0))
+def test_kills_make_them_shorter_and_peace_longer() -> None:
+    assert past(lives(5.0, 6.0, 7.0), {"2": "drained"}, ()) == Past(18.0, 2)
+    assert Past(18.0, 2).between_kills(0.0) == 9.0
+    assert Past(18.0, 2).between_kills(6.0) == 12.0
+    assert range_seconds(9.0) == pytest.approx(math.sqrt(2 * RANGE_COST * 9.0))
     assert (range_seconds(600.0), range_seconds(0.01)) == (LONGEST, SHORTEST)
-
-
-def test_time_lived_in_peace_counts() -> None:
-    assert between_kills(lives(5.0, 5.0, 8.0), {"2": "drained"}, ()) == pytest.approx(9.0)
 
 
 BETWEEN = 12.0
@@ -80,4 +80,4 @@ def test_lives_are_those_of_allocations_until_their_last_word(tmp_path: Path) ->
     follower.read(lambda name: True)
     known = follower.progress()
     assert known.lives == {"a": (100.0, 104.5), "b": (200.0, 209.0)}
-    assert between_kills(known.lives, known.ended, ()) == pytest.approx(13.5)
+    assert past(known.lives, known.ended, ()) == Past(pytest.approx(13.5), 1)
