@@ -63,6 +63,7 @@ class DroidCore:
         self.schema = ""
         self.draining = False
         self.stopped = False
+        self._others_idle = False  # Yoda has asked for work back, and not granted any since
         self._apart = 0.0  # seconds between group commits, as Yoda sees it
         self.again = 0.0  #: seconds of work on ranges that were broken off and begin again
         self._asked: float | None = None  # when we asked Yoda for more, if it has not answered
@@ -86,7 +87,7 @@ class DroidCore:
     @property
     def apart(self) -> float:
         """Seconds between group commits that are worth it."""
-        return 0.0 if self.draining else self._apart
+        return 0.0 if self.hurried else self._apart
 
     @property
     def seconds_per_event(self) -> float:
@@ -148,7 +149,8 @@ class DroidCore:
         holding = self.holding
         self._apart = grant.commit_seconds
         holding.size, holding.range_seconds, holding.remaining = grant.size, grant.range_seconds, grant.remaining
-        holding.near = self.pace.near(grant.remaining, grant.workers, holding.whole)
+        holding.sharing, self._others_idle = grant.workers, False
+        self._see_tail()
         if grant.schema and grant.schema != self.schema:
             if self.schema:  # another Droid was first
                 out.append(Discard())
@@ -161,17 +163,17 @@ class DroidCore:
         if ranges:
             holding.reclaim = 0  # who gives does not want back
         holding.backlog.extend(ranges)
-        return out + self._assign()
+        return out + self.assign()
 
     def worker_ready(self, worker: int) -> list[Instruction]:
         self.workers[worker].state = "ready"
         self._start_failures = 0
-        return self._assign()
+        return self.assign()
 
     def results(
         self, worker: int, rows: NDArray[Any], times: dict[int, int], schema: str
     ) -> tuple[NDArray[np.bool_], list[Instruction]]:
-        """A worker answered. Returns which rows are to be kept and reported, and what to do."""
+        """A worker answered. Returns which rows are to be kept and reported, and what to do before `assign`."""
         w = self.workers[worker]
         unwanted = list(w.unwanted)
         out: list[Instruction] = []
@@ -213,7 +215,11 @@ class DroidCore:
             self._barren = 0
             self.pace.measure(float(finished["wall"].sum()), int((finished["stop"] - finished["start"]).sum()))
         add(self.times, times)
-        return keep, out + self._assign()
+        return keep, out
+
+    def assign(self) -> list[Instruction]:
+        """Give work to who has none, or nearly none; once for the results of many workers."""
+        return [] if self.draining or self.stopped else list(self.holding.assign())
 
     def worker_exited(
         self,
@@ -264,7 +270,7 @@ class DroidCore:
             self.stopped = True
             return [*out, sick]
         self.workers[worker].state = "starting"
-        return [*out, Spawn(worker), *self._assign()]
+        return [*out, Spawn(worker), *self.assign()]
 
     def zygote_restarted(self) -> list[Instruction]:
         """All workers died with their zygote; a new one is ready. None of their events is to blame."""
@@ -279,6 +285,7 @@ class DroidCore:
         out: list[Instruction] = []
         step = min(max(0.0, now - self._last_tick), GAP) if self._last_tick is not None else 0.0
         self._last_tick = now
+        self._see_tail()
         for index, w in enumerate(self.workers):
             event = int(slots["event"][index])
             # The beginning, too: of a group that failed the first event is next, alone.
@@ -345,7 +352,8 @@ class DroidCore:
 
     def reclaimed(self, events: int, slots: NDArray[Any]) -> list[Instruction]:
         """Yoda has idle Droids: give back `events` from the end of the backlog, else the rest of the longest range."""
-        self.holding.far, self.holding.near = False, math.inf
+        self._others_idle = True
+        self._see_tail()
         back = self.holding.tail(events)
         if back:
             return [Rows(returned(back, Code.REVOKED))]
@@ -371,8 +379,13 @@ class DroidCore:
                 return Sick(f"{self._barren} workers ended while on no event, and nothing was done: {how}", BAD_CONFIG)
         return None
 
-    def _assign(self) -> list[Instruction]:
-        return [] if self.draining or self.stopped else list(self.holding.assign())
+    def _see_tail(self) -> None:
+        """How near the tail is, as far as we know, at our present pace."""
+        holding = self.holding
+        if self._others_idle:
+            holding.far, holding.near = False, math.inf
+        else:
+            holding.near = self.pace.near(holding.remaining, holding.sharing, holding.whole)
 
 
 def _ranges(rows: NDArray[Any]) -> list[Range]:

@@ -42,6 +42,7 @@ class Owner(Protocol):
     def zygote_ready(self, message: dict[str, Any], again: bool) -> None: ...
     def zygote_failed(self, text: str, exit_code: int) -> None: ...
     def worker_frame(self, index: int, kind: int, payload: memoryview) -> None: ...
+    def collected(self) -> None: ...
     def worker_exited(self, index: int, how: str, last: Last) -> None: ...
 
 
@@ -176,9 +177,11 @@ class Crew:
 
     def collect(self) -> None:
         """Take what workers have sent, whether or not they rang for it."""
-        for fd, _ in self._sockets.poll(0):
-            if fd in self._by_fd:
-                self._receive(self._by_fd[fd])
+        ready = [self._by_fd[fd] for fd, _ in self._sockets.poll(0) if fd in self._by_fd]
+        for index in ready:
+            self._receive(index)
+        if ready:
+            self.owner.collected()
 
     def _tell(self, message: dict[str, Any], *fds: int) -> None:
         data = msgspec.msgpack.encode(message)

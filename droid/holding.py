@@ -62,6 +62,7 @@ class Holding:
         self.cuts: Sequence[int] | None = None  #: edges of ranges that someone else named; these have `size` on average
         self.range_seconds = 1.0
         self.remaining = 1  #: events pending at Yoda when it last wrote; 0 means this is the tail
+        self.sharing = 0  #: workers of the allocation that are served from there
         self.near = math.inf  #: the tail is near with a smaller backlog than that
         self.far = False  #: whether it is not: workers have their next range queued
         self.unseen = 0.0  #: seconds for which results are not looked at then, nor made durable
@@ -148,9 +149,10 @@ class Holding:
                 break
             waiting -= self._give(index, self._take(spe, len(hungry) - number, waiting), out)
         dry = list(range(len(self.workers))) if self.far else []
-        while waiting >= self.whole and (dry := [i for i in dry if self._runs_dry(self.workers[i], spe)]):
+        enough = max(self.whole, self.near)  # what is queued cannot be called back as easily as what is not
+        while waiting >= enough and (dry := [i for i in dry if self._runs_dry(self.workers[i], spe)]):
             for index in dry:  # one each, and again
-                if waiting >= self.whole:
+                if waiting >= enough:
                     waiting -= self._give(index, self._take(spe, 1, waiting), out, True)
         return out
 

@@ -21,7 +21,7 @@ RETRY_LIMIT_FACTOR = 4.0  #: an event that was too slow gets this much more at i
 RANGE_SECONDS_AHEAD = 2.0  #: seconds of work to hold beyond the low-water mark at most, for a longer range
 ASK_SECONDS = 2.0  #: and at least: a question and its answer wake two processes
 QUEUED_MOST = 1.0  #: seconds a range may take for a worker to have its next one queued
-FAR = 2.0  #: seconds of work there are for every worker at least while the tail is far
+FAR = 2.0  #: seconds of work that are not queued there are for every worker at least while the tail is far
 MOST = 1 << 20  #: events to hold at most
 FIRST_ANSWER, ANSWERS = 0.005, 7  #: seconds Yoda is expected to take; answers that are remembered
 

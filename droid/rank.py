@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from droid.stageout import Uploads  # a Droid without stage-out does not import it
 
 TICK, QUICK = 1.0, 0.1  #: seconds between looks at the clock (limits, grace, heartbeat), and where moments count
+UNSEEN = 1.0  #: seconds for which results of workers that have more to do are not looked at, at most
 HEARTBEAT = 5.0  #: seconds between reports when there is nothing to report
 TAIL_HEARTBEAT = 1.0  #: and at the tail of a task, where Yoda needs to know who is on what
 TAIL_HEARTBEATS = 1000.0  #: of these per second are enough for Yoda, from all Droids together
@@ -152,7 +153,8 @@ class DroidShell:
     def _unheard(self, since: float) -> float:
         """Seconds after which to look for results that no worker rings for, having looked `since` seconds ago."""
         holding = self.core.holding
-        return holding.unseen - since if holding.far and holding.busy else math.inf
+        silent = holding.far or any(len(w.given) > 1 for w in holding.workers)
+        return holding.unseen - since if silent and holding.busy else math.inf
 
     def _ring(self) -> None:
         try:
@@ -182,7 +184,7 @@ class DroidShell:
         if self.store is None:
             return
         self.store.apart = self.core.apart
-        self.core.holding.unseen = self.store.spacing
+        self.core.holding.unseen = min(self.store.spacing, UNSEEN)
         self.store.pump(now, self.core.holding.busy > 0)
         self.out += self.store.ready
         self.notes += self.store.sealed
@@ -350,8 +352,11 @@ class DroidShell:
                 self.slots.cut(index, False)
             self.store.add(rows, images, keep, time.monotonic())
             self._do(todo)
-            if self.core.hurried:  # who is idle now gets what others hold
-                self._do(self.core.balance(self.slots.snapshot()))
+
+    def collected(self) -> None:
+        self._do(self.core.assign())
+        if self.core.hurried:  # who is idle now gets what others hold
+            self._do(self.core.balance(self.slots.snapshot()))
 
     def worker_exited(self, index: int, how: str, last: Last) -> None:
         if f"signal {int(signal.SIGKILL)} " in how and not self.core.workers[index].killed:

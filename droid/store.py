@@ -41,7 +41,7 @@ class Choices:
     segment_bytes: int = 1 << 30
     segment_seconds: float = 1800.0
     segment_format: str = "tar"
-    commit_seconds: float = 0.5  #: between group commits at most
+    commit_seconds: float = 0.875  #: between group commits at most
     commit_least: float = 0.0  #: and at least, but for the end: all Droids together should not overload a file server
     commit_bytes: int = 64 << 20
 
@@ -70,13 +70,10 @@ class Store:
         self._number = -1
         self._begun = 0.0
         self._unsynced: list[NDArray[Any]] = []
-        self._since = 0.0  # when the first of those was added
         self._synced = -math.inf  # when the last sync began
         self._bytes = 0
-        self.commits: dict[int, int] = {}  #: histogram (times.py) of the seconds from `add` until it was durable
-        self._syncing: deque[tuple[NDArray[Any], float]] = (
-            deque()
-        )  # asked of the Syncer, in order, with the time of the first `add`
+        self.commits: dict[int, int] = {}  #: histogram (times.py) of the seconds a commit took, not what it was put off
+        self._syncing: deque[tuple[NDArray[Any], float]] = deque()  # asked of the Syncer, in order, and when
         self._errors = 0
         self._syncer = Syncer(wake)
 
@@ -91,29 +88,30 @@ class Store:
 
         If an image cannot be written its range is returned instead, and so are all that wait for the same segment.
         """
-        sizes = rows["size"].copy()
         good = keep & (rows["kind"] == Kind.DONE)
-        rows["size"][~good] = 0
-        stored = np.zeros(len(rows), bool)
-        at = 0
+        sizes, wanted = rows["size"].tolist(), good.tolist()
+        if not all(wanted):
+            rows["size"][~good] = 0
+        at, stored = 0, 0
         try:
-            for number in np.flatnonzero(sizes).tolist():
-                size = int(sizes[number])
-                if good[number]:
-                    self._append(rows[number : number + 1], images[at : at + size], now)
-                    stored[number] = True
+            for number, size in enumerate(sizes):
+                if size and wanted[number]:
+                    self._append(rows[number], images[at : at + size], now)
+                    stored += 1
                 at += size
         except CannotWrite as error:
-            self._undo(rows, good & (sizes > 0))
+            self._undo(rows, good & (rows["size"] > 0))
             self._give_up(error)
             self.ready.append(rows[keep])
             return
-        if (keep & ~stored).any():
-            self.ready.append(rows[keep & ~stored])
-        if stored.any():
-            if not self._unsynced:
-                self._since = now
-            self._unsynced.append(rows[stored])
+        if stored == len(rows):
+            self._unsynced.append(rows)
+            return
+        there = good & (rows["size"] > 0)
+        if (keep & ~there).any():
+            self.ready.append(rows[keep & ~there])
+        if stored:
+            self._unsynced.append(rows[there])
 
     def due(self, now: float, busy: bool) -> float:
         """Seconds until the next group commit; infinite if nothing waits. Nobody at work: at once.
@@ -142,7 +140,7 @@ class Store:
         self._collect(now)
         if self.due(now + self._early, busy) <= 0 and self._segment is not None:
             self._synced = now
-            self._request(self._segment.file)
+            self._request(now, self._segment.file)
             if self._syncer.takes < INSTANT and busy:
                 self._syncer.settle(2 * INSTANT)
                 self._collect(time.monotonic())
@@ -171,7 +169,7 @@ class Store:
     def seal(self) -> None:
         """Finish the open segment, waiting for what is not yet on disk."""
         if self._unsynced and self._segment is not None:
-            self._request(self._segment.file)
+            self._request(time.monotonic(), self._segment.file)
         while self._syncing:
             time.sleep(0.001)
             self.pump(time.monotonic(), True)
@@ -202,14 +200,14 @@ class Store:
 
     # -- inner workings ----------------------------------------------------------------------------------------------
 
-    def _append(self, row: NDArray[Any], data: memoryview, now: float) -> None:
+    def _append(self, row: Any, data: memoryview, now: float) -> None:
         segment = self._open(now)
-        start, stop = int(row["start"][0]), int(row["stop"][0])
+        start, stop = int(row["start"]), int(row["stop"])
         name = (
             member_name(self.task, start + 1, stop) if self.axis is None else self.axis.member(self.task, start, stop)
         )
         row["segment"] = self._number
-        row["offset"] = segment.append(name, data, int(row["checksum"][0]))
+        row["offset"] = segment.append(name, data, int(row["checksum"]))
         self._bytes += len(data)
 
     def _open(self, now: float) -> SegmentWriter:
@@ -228,9 +226,9 @@ class Store:
             self._begun = now
         return self._segment
 
-    def _request(self, file: DurableFile) -> None:
+    def _request(self, now: float, file: DurableFile) -> None:
         rows, self._unsynced, self._bytes = np.concatenate(self._unsynced), [], 0
-        self._syncing.append((rows, self._since))
+        self._syncing.append((rows, now))
         self._syncer.request(rows, file)
 
     def _undo(self, rows: NDArray[Any], which: NDArray[np.bool_]) -> None:

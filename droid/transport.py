@@ -17,7 +17,7 @@ from typing import Any
 from droid.bell import Bell, bell, meet
 
 TAG = 1
-RUNG = 0.5  #: seconds between probes where whoever sends rings, in case one is not heard
+RUNG = 1.0  #: seconds between probes where whoever sends rings, in case one is not heard
 SENDING = 0.005  #: and at most, while a message is not taken
 _LATE = 1  #: rings still to come for messages that are here, at most; more are lost
 WITHIN = (

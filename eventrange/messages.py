@@ -77,7 +77,7 @@ class Report(Message, frozen=True, tag=2, array_like=True):
     `records` holds RECORD rows of kinds DONE, FAILED and RETURNED; images of DONE rows are fsynced. `want` and
     `backlog` count events. `running` (pack_running) is the event each worker is on and for how many seconds, oldest
     first (at most 16). `times` is the histogram of event times (times.py) since the last report, `commits` that of
-    the seconds until results were durable, `notes` go into the journal as they are. `under_way` sums the seconds that
+    the seconds commits took, `notes` go into the journal as they are. `under_way` sums the seconds that
     workers have spent on the ranges they are on: what would be lost now.
     """
 

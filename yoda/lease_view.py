@@ -9,7 +9,9 @@ from typing import Any
 
 from eventrange.quantity import span
 from eventrange.taskdir import TaskDir
-from yoda.leasedir import overview
+from yoda.leasedir import alive_files, overview
+
+QUIET = 15.0  #: seconds without a word: half as long again as living allocations are quiet at most
 
 
 def lease_view(taskdir: TaskDir, now: float | None = None) -> list[dict[str, Any]]:
@@ -22,13 +24,16 @@ def lease_view(taskdir: TaskDir, now: float | None = None) -> list[dict[str, Any
     return [asdict(one) for one in overview(taskdir, now=time.time() if now is None else now) if one.state != "ended"]
 
 
-def known_dead(journals: Iterable[str], leases: Iterable[dict[str, Any]]) -> set[str]:
-    """Which of the allocations that had a journal before the leases were looked at are certainly not at work any more.
+def known_dead(taskdir: TaskDir, journals: Iterable[str], leases: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Which of the allocations that had a journal before the leases were looked at are dead, if their last word is so
+    many seconds old.
 
     Each has its file there before its journal and until it ends; that of a dead one says so, until somebody clears it
-    away.
+    away. But who sees no file may look at an old listing of a distant folder.
     """
-    return set(journals) - {one["allocation"] for one in leases if one["state"] != "dead"}
+    there = alive_files(taskdir)
+    dead = {} if there is None else dict.fromkeys(set(journals) - there, QUIET)
+    return dead | {one["allocation"]: 0.0 for one in leases if one["state"] == "dead"}
 
 
 def words(lease: dict[str, Any]) -> str:

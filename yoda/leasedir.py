@@ -347,6 +347,13 @@ def overview(taskdir: TaskDir, timeout: float = 60.0, now: float | None = None) 
     return out
 
 
+def alive_files(taskdir: TaskDir) -> set[str] | None:
+    """Allocations that have a file, whatever is in it; None if nobody could have one."""
+    if not os.path.isdir(taskdir.leases):
+        return None
+    return {file[: -len(ALIVE)] for file in _names(taskdir.leases) if file.endswith(ALIVE)}
+
+
 def _owner(target: str) -> str:
     name = os.path.basename(target)
     return name[: -len(ALIVE)] if name.endswith(ALIVE) else FREE

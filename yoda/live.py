@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 from eventrange.axis import Axis
@@ -19,7 +19,7 @@ from yoda.accounting import Accountant
 from yoda.core_seconds import Account, Allocation
 from yoda.names import event_name
 from yoda.pace import Pace
-from yoda.status import ALIVE, compose
+from yoda.status import ALIVE, NOBODY, compose
 from yoda.storage_view import storage_view
 
 SHOWN = 8  #: events and Droids named
@@ -61,8 +61,8 @@ class Live:
         """Where the core-seconds went until now."""
         return copy.deepcopy(self._accountant).result(now - ALIVE)
 
-    def state(self, now: float | None = None, dead: Collection[str] = ()) -> dict[str, Any]:
-        """As `yoda status --json`, and `live`: what is so at this moment; `dead` are allocations known to be."""
+    def state(self, now: float | None = None, dead: Mapping[str, float] = NOBODY) -> dict[str, Any]:
+        """As `yoda status --json`, and `live`: what is so at this moment; `dead` as for task_status."""
         self.read()
         now = time.time() if now is None else now
         account = self.account(now)

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from droid import signals
-from droid.transport import Transport
+from droid.transport import RUNG, Transport
 from eventrange import messages
 from eventrange.durable import Syncer
 from eventrange.errors import CANNOT_WRITE, CannotWrite
@@ -30,7 +30,7 @@ from yoda.dispatcher import Dispatcher, Instruction, Note, Send, Write
 from yoda.telling import Teller
 
 TICK, QUICK, URGENT = 1.0, 0.1, 0.005  #: seconds between looks at the clock; where moments count; where more is to do
-SUSPENDED = 1.0  #: a loop that did not turn for so long was stopped, and could hear nobody
+SUSPENDED = 3 * max(TICK, RUNG)  #: a loop that did not turn for so long was stopped, and could hear nobody
 PULSE = 10.0  #: seconds between signs of life in the journal
 TIMES = 60.0  #: seconds between histograms of event times there
 LISTED = 8  #: slowest events and silent Droids named in one of them
@@ -47,7 +47,7 @@ class Run:
 
     allocation: str
     task: dict[str, Any]  #: for Welcome
-    commit_seconds: float = 0.5  #: between group commits at most
+    commit_seconds: float = 0.125  #: between group commits at most
     deadline: Callable[[], float | None] = lambda: None  #: unix seconds; asked now and then
     say: Callable[[str], None] = print
     progress: Callable[[Dispatcher, float], None] = lambda dispatcher, lag: None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 RANGE_COST = 0.002  #: core-seconds a range takes beyond its events, from worker to journal
 COMMIT_COST = 0.001  #: core-seconds a group commit takes: a wake-up of the Droid, and one of Yoda
 SHORTEST, LONGEST = 0.1, 0.5  #: seconds of a range (L4)
-QUIET = 120.0  #: seconds between kills that a task is taken to have at least while it was never killed
+QUIET = 60.0  #: seconds between kills that a task is taken to have at least while it was never killed
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Past:
     def between_kills(self, age: float) -> float:
         """Mean seconds between kills, as one allocation sees it that has lived for `age` seconds."""
         lived = self.lived + max(0.0, age)
-        return lived / self.kills if self.kills else max(QUIET, lived)
+        return lived / self.kills if self.kills else max(QUIET, 2 * lived)  # as if killed half a time
 
 
 def past(lives: Mapping[str, tuple[float, float]], ended: Collection[str], living: Collection[str]) -> Past:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, field
 
+from eventrange.durable import POLITE
 from eventrange.quantity import Duration, Size
 from slurm.site import SlurmSite
 from stageout.site import EndpointSite, NodeBreakerRules, QueueBreakerRules, StageoutRules
@@ -125,7 +126,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def yoda_seconds(self) -> float:
         """At most between syncs of the journal: one is for many Droids, and where there are few they seldom report."""
-        return self.seconds / 8
+        return max(self.seconds / 8, min(self.seconds / 2, POLITE))
 
     @property
     def droid_seconds(self) -> float:

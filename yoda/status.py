@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Mapping
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from eventrange.axis import Axis
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 VERSION = 1
 #: An allocation that has not ended is taken to be alive for this many seconds after its last entry: three pulses.
 ALIVE = 30.0
+NOBODY: Mapping[str, float] = MappingProxyType({})
 LISTED = 100  #: quarantined events, holes and Droids listed at most; their numbers are always given in full
 
 
@@ -42,7 +45,7 @@ def status(taskdir: TaskDir, now: float | None = None) -> dict[str, Any]:
     frozen = need_task(taskdir)
     journals = taskdir.allocations()
     leases = lease_view(taskdir, now)
-    dead = known_dead(journals, leases)
+    dead = known_dead(taskdir, journals, leases)
     axis = Axis.from_dict(frozen.axis)
     found = task_status(taskdir, frozen.task, frozen.fingerprint, axis.total, now, dead, axis.ranges)
     found["leases"] = leases
@@ -59,11 +62,13 @@ def task_status(
     fingerprint: str,
     total: int,
     now: float | None = None,
-    dead: Collection[str] = (),
+    dead: Mapping[str, float] = NOBODY,
     ranges: NamedRanges | None = None,
 ) -> dict[str, Any]:
-    """The same, from the journals alone, for a task whose `name`, `fingerprint` and number of events are known; `dead`
-    are allocations that are known to be; `ranges` are those that someone else named. Keys: see docs of `yoda status`.
+    """The same, from the journals alone, for a task whose `name`, `fingerprint` and number of events are known.
+
+    `dead` are allocations that are, if their last word is so many seconds old; `ranges` are those that someone else
+    named. Keys: see docs of `yoda status`.
 
     `core_seconds` has six parts that sum to its `total`; `core_seconds_detail` has all of them, which do so too.
     """
@@ -97,13 +102,13 @@ def compose(
     journals: dict[str, JournalState],
     pace: Pace,
     now: float,
-    dead: Collection[str] = (),
+    dead: Mapping[str, float] = NOBODY,
     ranges: NamedRanges | None = None,
 ) -> dict[str, Any]:
     """The status of a task from what has been read of its journals."""
     done, quarantined, attempts = account.fold.result()
     for one in account.allocations:
-        one.dead = one.name in dead
+        one.dead = now - one.last >= dead.get(one.name, math.inf)
     alive = [a for a in account.allocations if a.end is None and a.last > now - ALIVE and not a.dead]
     open_events = max(0, total - done.total - quarantined.total)
     in_flight = min(open_events, sum(_count(a.pulse, "in_flight") for a in alive))
@@ -222,7 +227,8 @@ def _state(allocation: Allocation, now: float) -> str:
         at_it = merging is not None and merging.over is None and merging.last > now - ALIVE and not allocation.dead
         return "merging" if at_it else "ended"
     if not allocation.droids and allocation.pulse is None:
-        return "alive" if allocation.last > now - ALIVE and allocation.about.get("started") else "none"
+        fresh = allocation.last > now - ALIVE and not allocation.dead
+        return "alive" if fresh and allocation.about.get("started") else "none"
     return "alive" if allocation.last > now - ALIVE and not allocation.dead else "killed"
 
 

@@ -67,7 +67,7 @@ def watch(taskdir: TaskDir, every: float = SECONDS) -> None:
 def _look(live: Live) -> dict[str, Any]:
     """The state now; leases know the dead at once, where journals only fall silent."""
     journals = live.taskdir.allocations()
-    return live.state(dead=known_dead(journals, lease_view(live.taskdir)))
+    return live.state(dead=known_dead(live.taskdir, journals, lease_view(live.taskdir)))
 
 
 def page(state: dict[str, Any], width: int, height: int = 1000) -> RenderableType:

@@ -36,6 +36,7 @@ class Nature:
     """What is peculiar about one simulated Droid."""
 
     workers: int = 1
+    commit: float = COMMIT_SECONDS  #: seconds between commits
     slow: float = 1.0  #: times everything takes longer
     bad: bool = False  #: every event fails here
     start_fails: float = 0.0  #: probability that a worker dies before it is ready
@@ -305,7 +306,7 @@ class SimDroid:
                 self.out.append(core.returned(messages.unpack_ranges(message.ranges), Code.DROID_LOST))
                 return
             self.do(self.core.granted(now, message))
-            self.core.holding.unseen = COMMIT_SECONDS
+            self.core.holding.unseen = self.nature.commit
         elif isinstance(message, messages.Drain):
             if self.drained_at < 0:
                 self.drained_at = now
@@ -330,6 +331,7 @@ class SimDroid:
             return
         rows["worker"] = index
         keep, todo = self.core.results(index, rows, times, schema)
+        todo = todo + self.core.assign()
         if self.core.workers[index].idle:
             self.slots["cut"][index] = 0
         done = keep & (rows["kind"] == Kind.DONE)
@@ -348,7 +350,7 @@ class SimDroid:
             if not self.unsynced:
                 self.unsynced_since = self.world.now
             self.unsynced.append(rows[done])
-            self.world.after(COMMIT_SECONDS, self, self.poke)
+            self.world.after(self.nature.commit, self, self.poke)
         ready = rows[keep & ~done]
         if len(ready):
             self.out.append(ready)
@@ -425,7 +427,7 @@ class SimDroid:
 
     def poke(self) -> None:
         now = self.world.now
-        due = not self.core.holding.busy or now >= self.unsynced_since + COMMIT_SECONDS
+        due = not self.core.holding.busy or now >= self.unsynced_since + self.nature.commit
         if self.unsynced and self.syncing is None and due:
             self.syncing, self.unsynced = np.concatenate(self.unsynced), []
             self.syncing_since = self.unsynced_since

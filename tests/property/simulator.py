@@ -278,7 +278,10 @@ class World:
         count = rng.choice([1, 1, 2, 3, 4, 8, 12])
         if plan.scale * plan.total > 200:
             count = max(count, 3)
-        natures = [Nature(rng.choice([1, 1, 2, 4, 8]), rng.choice([1.0, 1.0, 1.0, 3.0])) for _ in range(count)]
+        natures = [
+            Nature(rng.choice([1, 1, 2, 4, 8]), rng.choice([0.25, 1.0]), rng.choice([1.0, 1.0, 1.0, 3.0]))
+            for _ in range(count)
+        ]
         if faults and count > 1:
             for nature in natures[1:]:
                 nature.bad = rng.random() < 0.08

@@ -12,6 +12,7 @@ import pytest
 
 from eventrange.errors import BAD_CONFIG, ConfigError, InputMissing
 from yoda.config import config_json, config_text, default_task_dir, explain_config, load_job, load_site
+from yoda.schema import Commit
 
 JOB = """\
 task: zjets
@@ -77,6 +78,13 @@ def test_reads_a_site(tmp_path: Path) -> None:
 def test_site_defaults_without_a_file() -> None:
     site = load_site(None)
     assert site.path is None and site.site == "local" and site.commit.bytes == 64 << 20 and site.grace == 30
+
+
+@pytest.mark.parametrize(("seconds", "journal"), [(1.0, 0.125), (10.0, 1.25), (0.2, 0.1), (0.5, 0.125)])
+def test_both_waits_for_a_commit_together_are_what_the_site_allows(seconds: float, journal: float) -> None:
+    commit = Commit(seconds=seconds)
+    assert commit.yoda_seconds == pytest.approx(journal)
+    assert commit.yoda_seconds + commit.droid_seconds == pytest.approx(seconds)
 
 
 def test_undefined_variable_in_scratch(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from yoda.dispatcher import DRAIN_SHARE, Dispatcher, Instruction, Note, Send, Se
 from yoda.droids import RECENT, Droid, spread
 from yoda.ending import COMMIT_MOST, MARGIN_FLOOR
 from yoda.nodes import Nodes, off_now
+from yoda.rangelength import LONGEST, Past, commit_seconds, range_seconds
 
 Pair = tuple[int, int]
 
@@ -143,6 +144,25 @@ def test_ranges_get_longer_when_there_are_more_workers_than_yoda_can_hear() -> N
     y.hello(1, workers=16000)
     (_, grant), *_ = sent(y.wants(1, 1), Grant)
     assert grant.range_seconds == 2.0
+
+
+def test_ranges_and_commits_get_longer_with_the_life_of_an_allocation() -> None:
+    y = Yoda(10**6, past=Past(30.0, 3))
+    y.hello(1, workers=2)
+    found = []
+    for seconds in (0, 20, 600):
+        y.now += seconds
+        (_, grant), *_ = sent(y.wants(1, 1), Grant)
+        found.append((grant.range_seconds, grant.commit_seconds))
+    between = [(30.0 + age) / 3 for age in (0, 20, 620)]
+    assert found == [(range_seconds(x), commit_seconds(x, 2)) for x in between] and found[2][0] == LONGEST
+
+
+def test_what_the_job_says_of_ranges_holds() -> None:
+    y = Yoda(10**6, past=Past(30.0, 3), range_seconds=7.0)
+    y.hello(1, workers=2)
+    (_, grant), *_ = sent(y.wants(1, 1), Grant)
+    assert grant.range_seconds == 7.0 and grant.commit_seconds == commit_seconds(10.0, 2)
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Droid:
             made_row["size"] = 100 if kind == Kind.DONE else 0
             made_row["wall"] = wall
         keep, todo = self.core.results(worker, made, {}, schema)
-        return made, keep, todo
+        return made, keep, todo + self.core.assign()
 
     def measured(self, seconds: float, events: int = 10_000) -> None:
         """As if `events` of `seconds` each had been done."""
@@ -245,6 +246,31 @@ def test_a_long_backlog_is_far_from_the_tail_too() -> None:
     assert 300 < d.core.holding.waiting < 2 * FAR / 0.01
 
 
+def test_what_is_queued_leaves_the_tail_as_far_as_it_was() -> None:
+    """With nothing pending at Yoda it is only the backlog that others can have."""
+    for size in (0, 10):
+        d = Droid(8)
+        d.measured(0.01)
+        d.core.holding.unseen = 1.0
+        d.granted((0, 2000), size=size, seconds=0.5, remaining=0, workers=8)
+        assert d.core.holding.far and d.core.holding.near == pytest.approx(8 * FAR / 0.01)
+        assert d.core.holding.near - 100 < d.core.holding.waiting < 2000 - 8 * 10
+
+
+def test_queued_or_not_follows_the_pace_between_grants() -> None:
+    d = Droid(2)
+    d.measured(0.01)
+    d.granted((0, 1000), size=10, remaining=10_000, workers=2)
+    assert d.core.holding.near < 0
+    d.measured(1.0, 100_000)
+    d.after(1.0)
+    assert d.core.holding.near == math.inf, "a range of ten takes ten seconds now"
+    d.core.reclaimed(1, d.slots)
+    d.measured(0.01, 10_000_000)
+    d.after(1.0)
+    assert d.core.holding.near == math.inf, "others have nothing"
+
+
 def test_nothing_is_queued_when_all_is_to_end_or_others_have_nothing() -> None:
     for ends in (lambda d: d.core.drain(d.now, 9.0), lambda d: d.core.reclaimed(1, d.slots)):
         d = Droid(2)
@@ -308,7 +334,11 @@ def test_moments_count_when_somebody_has_nothing_to_do_at_the_tail() -> None:
 
 def test_commits_are_as_far_apart_as_yoda_says_until_all_is_to_end() -> None:
     d = Droid(2)
-    d.granted((0, 1), apart=0.125)
+    d.granted((0, 4), apart=0.125, size=2, remaining=0)
+    assert d.core.apart == 0.125
+    d.results(0, (Kind.DONE, 0, 2))
+    assert d.core.hurried and d.core.apart == 0, "somebody waits for work, and Yoda for what is done"
+    d.granted((4, 9), apart=0.125, size=2, remaining=99)
     assert d.core.apart == 0.125
     d.core.drain(d.now, 10.0)
     assert d.core.apart == 0

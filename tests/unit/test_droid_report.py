@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from lines import Lines
 
-from droid.rank import REPORT_GAP, DroidShell, Options
+from droid.rank import REPORT_GAP, UNSEEN, DroidShell, Options
 from droid.slots import Slots
-from droid.store import MOMENT
+from droid.store import MOMENT, Choices
 from eventrange import messages, records
 from eventrange.taskdir import TaskDir
 
@@ -107,6 +107,13 @@ def test_results_that_no_worker_rings_for_are_looked_for(tmp_path: Path) -> None
         shell._commit(1000.0)
         assert shell.store is not None
         assert holding.unseen == shell.store.spacing > 0.1, "as often as they are made durable"
+        shell.store.choices = Choices(commit_seconds=60.0, commit_least=9.0)
+        shell._commit(1000.0)
+        assert holding.unseen == UNSEEN < shell.store.spacing, "but soon"
+        holding.far, holding.unseen = False, 0.1
+        assert shell._unheard(0.05) == math.inf
+        shell.core.workers[0].given.append((10**6, 10**6 + 1, 0))
+        assert shell._unheard(0.05) == pytest.approx(0.05), "it had more when it was far, and does not ring"
 
 
 def test_who_has_nothing_to_tell_does_not_wake_up_for_it(tmp_path: Path) -> None:

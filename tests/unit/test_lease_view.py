@@ -9,7 +9,8 @@ import pytest
 from sample_task import BEGIN, beating, frozen, sample_task
 
 from eventrange.journal import JournalWriter
-from yoda.lease_view import known_dead, render, words
+from eventrange.taskdir import TaskDir
+from yoda.lease_view import QUIET, known_dead, render, words
 from yoda.status import status
 
 
@@ -52,9 +53,14 @@ def test_allocations_without_a_journal_are_told_of() -> None:
     assert line == "  b  process 7 on n1: starting: holds 0 parts of the axis, last beat 2.0 s ago"
 
 
-def test_an_allocation_whose_file_is_gone_or_says_so_is_dead() -> None:
-    leases = [lease(), lease(allocation="b", state="silent"), lease(allocation="c", state="dead")]
-    assert known_dead(["a", "b", "c", "cleared"], leases) == {"c", "cleared"}
+def test_an_allocation_whose_file_is_gone_or_says_so_is_dead(tmp_path: Path) -> None:
+    task = TaskDir(str(tmp_path))
+    leases = [lease(), lease(allocation="c", state="dead")]
+    assert known_dead(task, ["a", "c", "x"], leases) == {"c": 0.0}, "nobody has a file"
+    task.make()
+    for name, content in (("a", b"whatever"), ("c", b"whatever"), ("unread", b"")):
+        Path(task.leases, f"{name}.alive").write_bytes(content)
+    assert known_dead(task, ["a", "c", "unread", "cleared"], leases) == {"c": 0.0, "cleared": QUIET}
 
 
 def test_a_killed_one_is_not_alive_again_once_its_file_is_cleared_away(tmp_path: Path) -> None:
@@ -64,9 +70,19 @@ def test_a_killed_one_is_not_alive_again_once_its_file_is_cleared_away(tmp_path:
     journal.note("joined", time=BEGIN + 6000, droid=1, host="n1", workers=4, startup=1.0)
     journal.flush()
 
-    def states() -> list[str]:
-        return [one["state"] for one in status(task, BEGIN + 6005)["allocations"][-1:]]
+    def state(after: float) -> str:
+        return str(status(task, BEGIN + 6000 + after)["allocations"][-1]["state"])
 
     with beating(task, "3"):
-        assert states() == ["alive"]
-    assert states() == ["killed"]
+        assert state(QUIET + 1) == "alive"
+    assert state(QUIET + 1) == "killed"
+    assert state(QUIET - 1) == "alive", "the folder we see may be an old one"
+
+
+def test_one_that_died_before_any_droid_was_there_is_not_alive(tmp_path: Path) -> None:
+    task = sample_task(tmp_path)
+    began = BEGIN + 6000
+    JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=began, started=began).flush()
+    with beating(task, "3"):
+        assert status(task, began + QUIET + 1)["allocations"][-1]["state"] == "alive"
+    assert status(task, began + QUIET + 1)["allocations"][-1]["state"] == "none"

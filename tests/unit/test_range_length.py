@@ -34,7 +34,7 @@ def test_a_task_that_was_never_killed_gets_long_ranges() -> None:
     assert past(lives(5.0, 5.0), {"0": "drained", "1": "drained"}, ()) == Past(10.0, 0)
     assert past(lives(5.0, 5.0), {"0": "drained"}, {"1"}) == Past(10.0, 0)
     assert Past(10.0, 0).between_kills(7.0) == QUIET
-    assert Past(10.0, 0).between_kills(QUIET) == QUIET + 10.0, "it has lived so long"
+    assert Past(10.0, 0).between_kills(QUIET) == 2 * (QUIET + 10.0), "it has lived so long"
     assert range_seconds(QUIET) == LONGEST
 
 

@@ -148,6 +148,6 @@ def test_merging(tmp_path: Path) -> None:
 
 def test_the_dead_are_known_at_once(tmp_path: Path) -> None:
     live = follow(running(tmp_path))
-    alive, dead = live.state(BEGIN + 41), live.state(BEGIN + 41, dead={"1"})
+    alive, dead = live.state(BEGIN + 41), live.state(BEGIN + 41, dead={"1": 0.0})
     assert (alive["allocations"][0]["state"], dead["allocations"][0]["state"]) == ("alive", "killed")
     assert alive["live"]["slowest"] and not dead["live"]["slowest"] and dead["live"]["events_per_second"] == 0.0

@@ -220,6 +220,8 @@ def test_a_frame_in_many_pieces_is_heard_piece_by_piece() -> None:
         def worker_frame(self, index: int, kind: int, payload: memoryview) -> None:
             got.extend(payload)
 
+        def collected(self) -> None: ...
+
     with control, zygote:
         crew = Crew(control, Slots(1), "", Owner(), poll, bell)  # type: ignore[arg-type]
         poll.register(heard, select.POLLIN)
