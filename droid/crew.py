@@ -20,6 +20,7 @@ from droid.slots import Slots
 from eventrange.errors import RUN_AGAIN
 
 RECEIVE = 1 << 20
+TOGETHER = 0.005  #: seconds of results that are taken in before who sent them gets more work
 SEND_SECONDS = 5.0  #: an order to a worker is a few kilobytes; one that cannot take it for so long is stuck
 TEXT = 4000  #: characters of a worker's last output kept as evidence
 
@@ -177,10 +178,16 @@ class Crew:
 
     def collect(self) -> None:
         """Take what workers have sent, whether or not they rang for it."""
-        ready = [self._by_fd[fd] for fd, _ in self._sockets.poll(0) if fd in self._by_fd]
-        for index in ready:
-            self._receive(index)
-        if ready:
+        since = 0.0
+        for fd, _ in self._sockets.poll(0):
+            if fd not in self._by_fd:
+                continue
+            since = since or time.monotonic()
+            self._receive(self._by_fd[fd])
+            if time.monotonic() - since > TOGETHER:  # who came first waits for work
+                self.owner.collected()
+                since = 0.0
+        if since:
             self.owner.collected()
 
     def _tell(self, message: dict[str, Any], *fds: int) -> None:

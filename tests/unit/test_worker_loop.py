@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from droid import crew as crew_module
 from droid import wire
 from droid.crew import Crew
 from droid.line import Line, Orders
@@ -242,3 +243,35 @@ def test_a_frame_in_many_pieces_is_heard_piece_by_piece() -> None:
             assert bytes(got) == data
             assert not poll.poll(0), "it is left alone when all is there"
             os.close(fds[1])
+
+
+@pytest.mark.parametrize(("together", "times"), [(1e9, 1), (-1.0, 3)])
+def test_work_is_given_out_once_for_many_results_unless_that_takes_long(
+    monkeypatch: pytest.MonkeyPatch, together: float, times: int
+) -> None:
+    monkeypatch.setattr(crew_module, "TOGETHER", together)
+    control, zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    _, bell = os.pipe2(os.O_NONBLOCK)
+    told: list[str] = []
+
+    class Owner:
+        def worker_frame(self, index: int, kind: int, payload: memoryview) -> None:
+            told.append("results")
+
+        def collected(self) -> None:
+            told.append("collected")
+
+    with control, zygote:
+        crew = Crew(control, Slots(3), "", Owner(), select.poll(), bell)  # type: ignore[arg-type]
+        for index in range(3):
+            crew.spawn(index)
+            _, fds, _, _ = socket.recv_fds(zygote, 1 << 16, 2)
+            with socket.socket(fileno=fds[0]) as theirs:
+                Line(theirs, fds[1]).send(wire.frame(wire.BATCH, b"x"), False)
+            os.close(fds[1])
+        crew.collect()
+        assert told.count("results") == 3 and told.count("collected") == times and told[-1] == "collected"
+        told.clear()
+        crew.collect()
+        assert told in ([], ["collected"] * times), "only the ends of files were left"
+    os.close(bell)
