@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -24,16 +23,17 @@ def lease_view(taskdir: TaskDir, now: float | None = None) -> list[dict[str, Any
     return [asdict(one) for one in overview(taskdir, now=time.time() if now is None else now) if one.state != "ended"]
 
 
-def known_dead(taskdir: TaskDir, journals: Iterable[str], leases: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Which of the allocations that had a journal before the leases were looked at are dead, if their last word is so
-    many seconds old.
+def leases_and_dead(taskdir: TaskDir, now: float | None = None) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """`lease_view`, and which allocations with a journal are dead, if their last word is so many seconds old.
 
     Each has its file there before its journal and until it ends; that of a dead one says so, until somebody clears it
     away. But who sees no file may look at an old listing of a distant folder.
     """
+    journals = taskdir.allocations()  # first: who begins in between is in neither
+    leases = lease_view(taskdir, now)
     there = alive_files(taskdir)
     dead = {} if there is None else dict.fromkeys(set(journals) - there, QUIET)
-    return dead | {one["allocation"]: 0.0 for one in leases if one["state"] == "dead"}
+    return leases, dead | {one["allocation"]: 0.0 for one in leases if one["state"] == "dead"}
 
 
 def words(lease: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -196,7 +196,7 @@ class LeaseDir:
     # -- allocations -------------------------------------------------------------------------------------------------
 
     def pulses(self, names: Collection[str] = ()) -> dict[str, Pulse]:
-        there = {file[: -len(ALIVE)] for file in _names(self.folder) if file.endswith(ALIVE)}
+        there = _with_file(_names(self.folder))
         out = {}
         for name in there | set(names):
             old = self._pulses.get(name)
@@ -349,9 +349,14 @@ def overview(taskdir: TaskDir, timeout: float = 60.0, now: float | None = None) 
 
 def alive_files(taskdir: TaskDir) -> set[str] | None:
     """Allocations that have a file, whatever is in it; None if nobody could have one."""
-    if not os.path.isdir(taskdir.leases):
+    try:
+        return _with_file(os.listdir(taskdir.leases))
+    except OSError:
         return None
-    return {file[: -len(ALIVE)] for file in _names(taskdir.leases) if file.endswith(ALIVE)}
+
+
+def _with_file(names: Iterable[str]) -> set[str]:
+    return {file[: -len(ALIVE)] for file in names if file.endswith(ALIVE)}
 
 
 def _owner(target: str) -> str:

@@ -19,7 +19,7 @@ from yoda.accounting import Accountant
 from yoda.core_seconds import Account, Allocation
 from yoda.names import event_name
 from yoda.pace import Pace
-from yoda.status import ALIVE, NOBODY, compose
+from yoda.status import ALIVE, NOBODY, compose, living
 from yoda.storage_view import storage_view
 
 SHOWN = 8  #: events and Droids named
@@ -78,7 +78,7 @@ class Live:
             dead,
             ranges=self.axis.ranges,
         )
-        alive = [a for a in account.allocations if a.end is None and a.last > now - ALIVE and not a.dead]
+        alive = living(account, now)
         began = min((a.created for a in alive if a.created), default=0.0)
         found["live"] = {
             "events_per_second": self.pace.rate(now, began) if alive else 0.0,

@@ -27,17 +27,17 @@ class Past:
     lived: float = 0.0
     kills: int = 0
 
+    @classmethod
+    def of(cls, lives: Mapping[str, tuple[float, float]], ended: Collection[str], living: Collection[str]) -> Past:
+        """`lives` are begin and last sign of life (unix seconds) of each allocation, by name; those neither in `ended`
+        nor in `living` were killed."""
+        kills = sum(1 for name in lives if name not in ended and name not in living)
+        return cls(sum(max(0.0, last - first) for first, last in lives.values()), kills)
+
     def between_kills(self, age: float) -> float:
         """Mean seconds between kills, as one allocation sees it that has lived for `age` seconds."""
         lived = self.lived + max(0.0, age)
         return lived / self.kills if self.kills else max(QUIET, 2 * lived)  # as if killed half a time
-
-
-def past(lives: Mapping[str, tuple[float, float]], ended: Collection[str], living: Collection[str]) -> Past:
-    """`lives` are begin and last sign of life (unix seconds) of each allocation, by name; those neither in `ended` nor
-    in `living` were killed."""
-    kills = sum(1 for name in lives if name not in ended and name not in living)
-    return Past(sum(max(0.0, last - first) for first, last in lives.values()), kills)
 
 
 def range_seconds(between: float) -> float:

@@ -99,7 +99,7 @@ def _yoda(
     from yoda.metrics import Metrics
     from yoda.orphan import DEAD, GONE, PARENT, orphaned
     from yoda.progress import SHOWN
-    from yoda.rangelength import past
+    from yoda.rangelength import Past
     from yoda.tally import Tally
 
     allocation = here.allocation
@@ -125,7 +125,7 @@ def _yoda(
         size=job.ranges.events or 0 if named is None else -(-axis.total // named.count),
         whole=named is not None,
         range_seconds=job.ranges.seconds,
-        past=past(known.lives, known.ended, leases.living()),
+        past=Past.of(known.lives, known.ended, leases.living()),
         max_attempts=job.ranges.max_attempts,
         grace=site.grace,
         margin=site.margin,

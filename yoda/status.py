@@ -18,7 +18,7 @@ from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue
 from yoda.accounting import account_entries
 from yoda.core_seconds import Account, Allocation, CoreSeconds, Merging
-from yoda.lease_view import known_dead, lease_view
+from yoda.lease_view import leases_and_dead
 from yoda.lease_view import render as lease_lines
 from yoda.lease_view import words as lease_words
 from yoda.pace import Pace
@@ -43,9 +43,7 @@ def status(taskdir: TaskDir, now: float | None = None) -> dict[str, Any]:
     from yoda.task import need_task
 
     frozen = need_task(taskdir)
-    journals = taskdir.allocations()
-    leases = lease_view(taskdir, now)
-    dead = known_dead(taskdir, journals, leases)
+    leases, dead = leases_and_dead(taskdir, now)
     axis = Axis.from_dict(frozen.axis)
     found = task_status(taskdir, frozen.task, frozen.fingerprint, axis.total, now, dead, axis.ranges)
     found["leases"] = leases
@@ -109,7 +107,7 @@ def compose(
     done, quarantined, attempts = account.fold.result()
     for one in account.allocations:
         one.dead = now - one.last >= dead.get(one.name, math.inf)
-    alive = [a for a in account.allocations if a.end is None and a.last > now - ALIVE and not a.dead]
+    alive = living(account, now)
     open_events = max(0, total - done.total - quarantined.total)
     in_flight = min(open_events, sum(_count(a.pulse, "in_flight") for a in alive))
     rate = sum((events_per_second(a, now) for a in alive), 0.0)
@@ -150,6 +148,11 @@ def compose(
         "damaged": sorted(n for n, state in journals.items() if state.damaged),
         "merged": os.path.exists(os.path.join(taskdir.merged, "merge.json")),
     }
+
+
+def living(account: Account, now: float) -> list[Allocation]:
+    """Allocations that have not ended, and are taken to be alive at unix time `now`."""
+    return [one for one in account.allocations if one.end is None and _fresh(one, one.last, now)]
 
 
 def at_work(alive: list[Allocation]) -> tuple[int, int]:
@@ -224,12 +227,16 @@ def _state(allocation: Allocation, now: float) -> str:
     written by a command)."""
     if allocation.end is not None:
         merging = allocation.merging
-        at_it = merging is not None and merging.over is None and merging.last > now - ALIVE and not allocation.dead
-        return "merging" if at_it else "ended"
+        return "merging" if merging and merging.over is None and _fresh(allocation, merging.last, now) else "ended"
+    fresh = _fresh(allocation, allocation.last, now)
     if not allocation.droids and allocation.pulse is None:
-        fresh = allocation.last > now - ALIVE and not allocation.dead
         return "alive" if fresh and allocation.about.get("started") else "none"
-    return "alive" if allocation.last > now - ALIVE and not allocation.dead else "killed"
+    return "alive" if fresh else "killed"
+
+
+def _fresh(allocation: Allocation, last: float, now: float) -> bool:
+    """Whether a word of the unix time `last` is that of a living allocation."""
+    return last > now - ALIVE and not allocation.dead
 
 
 def _why(allocation: Allocation, now: float) -> str:

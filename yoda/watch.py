@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from eventrange.axis import Axis
 from eventrange.quantity import span
 from eventrange.taskdir import TaskDir
-from yoda.lease_view import known_dead, lease_view
+from yoda.lease_view import leases_and_dead
 from yoda.live import Live
 from yoda.status import progress_bar
 from yoda.storage_view import WORDS as STATES
@@ -66,8 +66,7 @@ def watch(taskdir: TaskDir, every: float = SECONDS) -> None:
 
 def _look(live: Live) -> dict[str, Any]:
     """The state now; leases know the dead at once, where journals only fall silent."""
-    journals = live.taskdir.allocations()
-    return live.state(dead=known_dead(live.taskdir, journals, lease_view(live.taskdir)))
+    return live.state(dead=leases_and_dead(live.taskdir)[1])
 
 
 def page(state: dict[str, Any], width: int, height: int = 1000) -> RenderableType:

@@ -331,7 +331,6 @@ class SimDroid:
             return
         rows["worker"] = index
         keep, todo = self.core.results(index, rows, times, schema)
-        todo = todo + self.core.assign()
         if self.core.workers[index].idle:
             self.slots["cut"][index] = 0
         done = keep & (rows["kind"] == Kind.DONE)
@@ -355,6 +354,7 @@ class SimDroid:
         if len(ready):
             self.out.append(ready)
         self.do(todo)
+        self.do(self.core.assign())
 
     def exited(self, index: int, number: int, how: str) -> None:
         w = self.workers[index]

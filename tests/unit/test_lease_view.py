@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from sample_task import BEGIN, beating, frozen, sample_task
 
 from eventrange.journal import JournalWriter
 from eventrange.taskdir import TaskDir
-from yoda.lease_view import QUIET, known_dead, render, words
+from yoda.lease_view import QUIET, leases_and_dead, render, words
 from yoda.status import status
 
 
@@ -55,12 +57,18 @@ def test_allocations_without_a_journal_are_told_of() -> None:
 
 def test_an_allocation_whose_file_is_gone_or_says_so_is_dead(tmp_path: Path) -> None:
     task = TaskDir(str(tmp_path))
-    leases = [lease(), lease(allocation="c", state="dead")]
-    assert known_dead(task, ["a", "c", "x"], leases) == {"c": 0.0}, "nobody has a file"
     task.make()
-    for name, content in (("a", b"whatever"), ("c", b"whatever"), ("unread", b"")):
-        Path(task.leases, f"{name}.alive").write_bytes(content)
-    assert known_dead(task, ["a", "c", "unread", "cleared"], leases) == {"c": 0.0, "cleared": QUIET}
+    for name in ("a", "c", "unread", "cleared"):
+        Path(task.journal(name)).touch()
+    with beating(task, "a"):
+        words_of_a = Path(task.leases, "a.alive").read_text()
+        Path(task.leases, "c.alive").write_text(words_of_a.replace(f'"pid": {os.getpid()}', f'"pid": {2**22 + 1}'))
+        Path(task.leases, "unread.alive").touch()
+        leases, dead = leases_and_dead(task)
+        assert {one["allocation"]: one["state"] for one in leases} == {"a": "working", "c": "dead"}
+        assert dead == {"c": 0.0, "cleared": QUIET}
+    shutil.rmtree(task.leases)
+    assert leases_and_dead(task) == ([], {}), "nobody has a file"
 
 
 def test_a_killed_one_is_not_alive_again_once_its_file_is_cleared_away(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from yoda.rangelength import (
     SHORTEST,
     Past,
     commit_seconds,
-    past,
     range_seconds,
 )
 
@@ -30,16 +29,16 @@ def lives(*seconds: float) -> dict[str, tuple[float, float]]:
 
 
 def test_a_task_that_was_never_killed_gets_long_ranges() -> None:
-    assert past({}, (), ()) == Past()
-    assert past(lives(5.0, 5.0), {"0": "drained", "1": "drained"}, ()) == Past(10.0, 0)
-    assert past(lives(5.0, 5.0), {"0": "drained"}, {"1"}) == Past(10.0, 0)
+    assert Past.of({}, (), ()) == Past()
+    assert Past.of(lives(5.0, 5.0), {"0": "drained", "1": "drained"}, ()) == Past(10.0, 0)
+    assert Past.of(lives(5.0, 5.0), {"0": "drained"}, {"1"}) == Past(10.0, 0)
     assert Past(10.0, 0).between_kills(7.0) == QUIET
     assert Past(10.0, 0).between_kills(QUIET) == 2 * (QUIET + 10.0), "it has lived so long"
     assert range_seconds(QUIET) == LONGEST
 
 
 def test_kills_make_them_shorter_and_peace_longer() -> None:
-    assert past(lives(5.0, 6.0, 7.0), {"2": "drained"}, ()) == Past(18.0, 2)
+    assert Past.of(lives(5.0, 6.0, 7.0), {"2": "drained"}, ()) == Past(18.0, 2)
     assert Past(18.0, 2).between_kills(0.0) == 9.0
     assert Past(18.0, 2).between_kills(6.0) == 12.0
     assert range_seconds(9.0) == pytest.approx(math.sqrt(2 * RANGE_COST * 9.0))
@@ -80,4 +79,4 @@ def test_lives_are_those_of_allocations_until_their_last_word(tmp_path: Path) ->
     follower.read(lambda name: True)
     known = follower.progress()
     assert known.lives == {"a": (100.0, 104.5), "b": (200.0, 209.0)}
-    assert past(known.lives, known.ended, ()) == Past(pytest.approx(13.5), 1)
+    assert Past.of(known.lives, known.ended, ()) == Past(pytest.approx(13.5), 1)
