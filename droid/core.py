@@ -250,7 +250,7 @@ class DroidCore:
         out: list[Instruction] = []
         found = False
         for start, stop, attempt in given:
-            if not (blame and start <= event < stop):
+            if found or not (blame and start <= event < stop):  # it may have been given the same event twice
                 rest.append((start, stop, attempt))
                 continue
             found = True

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from droid.stageout import Uploads  # a Droid without stage-out does not import it
 
 TICK, QUICK = 1.0, 0.1  #: seconds between looks at the clock (limits, grace, heartbeat), and where moments count
-UNSEEN = 1.0  #: seconds for which results of workers that have more to do are not looked at, at most
+#: Seconds for which results of workers that have more to do are not looked at: workers flush no faster; and at most.
+SEEN, UNSEEN = 0.02, 1.0
 HEARTBEAT = 5.0  #: seconds between reports when there is nothing to report
 TAIL_HEARTBEAT = 1.0  #: and at the tail of a task, where Yoda needs to know who is on what
 TAIL_HEARTBEATS = 1000.0  #: of these per second are enough for Yoda, from all Droids together
@@ -184,7 +185,7 @@ class DroidShell:
         if self.store is None:
             return
         self.store.apart = self.core.apart
-        self.core.holding.unseen = min(self.store.spacing, UNSEEN)
+        self.core.holding.unseen = min(max(self.store.spacing, SEEN), UNSEEN)
         self.store.pump(now, self.core.holding.busy > 0)
         self.out += self.store.ready
         self.notes += self.store.sealed

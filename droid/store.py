@@ -93,6 +93,8 @@ class Store:
         if not all(wanted):
             rows["size"][~good] = 0
         at, stored = 0, 0
+        if any(sizes):
+            self._roll(now)  # between two batches: of the images in a segment that is sealed all rows are known
         try:
             for number, size in enumerate(sizes):
                 if size and wanted[number]:
@@ -211,10 +213,6 @@ class Store:
         self._bytes += len(data)
 
     def _open(self, now: float) -> SegmentWriter:
-        segment = self._segment
-        old = segment is not None and now - self._begun >= self.choices.segment_seconds
-        if segment is not None and (old or segment.size >= self.choices.segment_bytes):
-            self.seal()
         if self._segment is None:
             self._number += 1
             path = self.taskdir.segment(self.allocation, self.rank, self._number, self.choices.segment_format)
@@ -225,6 +223,13 @@ class Store:
             self._segment = writer(path, self.choices.segment_format, self.files)
             self._begun = now
         return self._segment
+
+    def _roll(self, now: float) -> None:
+        """Seal a segment that is large or old enough."""
+        segment, choices = self._segment, self.choices
+        old = now - self._begun >= choices.segment_seconds
+        if segment is not None and (old or segment.size >= choices.segment_bytes):
+            self.seal()
 
     def _request(self, now: float, file: DurableFile) -> None:
         rows, self._unsynced, self._bytes = np.concatenate(self._unsynced), [], 0

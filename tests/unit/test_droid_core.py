@@ -857,3 +857,14 @@ def test_yoda_is_not_refused_because_nobody_has_begun_yet() -> None:
     assert not of(d.core.reclaimed(3, d.slots), Cut) and d.core.holding.reclaim == 3
     d.on(0, d.core.workers[0].given[0][0])
     assert of(d.core.balance(d.slots), Cut) == [Cut(0)]
+
+
+def test_an_event_that_was_given_twice_to_a_worker_is_blamed_once() -> None:
+    """A retry, and the copy of it that came before."""
+    d = Droid(1)
+    d.measured(0.01)
+    d.core.workers[0].given.extend([(22, 23, 0), (22, 23, 1)])
+    d.core.workers[0].events = 2
+    todo = d.core.worker_exited(0, "killed", 22, 1)
+    assert [failed.event for failed in of(todo, Failure)] == [22]
+    assert list(d.core.holding.backlog) == [(22, 23, 1)]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from lines import Lines
 
-from droid.rank import REPORT_GAP, UNSEEN, DroidShell, Options
+from droid.rank import REPORT_GAP, SEEN, UNSEEN, DroidShell, Options
 from droid.slots import Slots
 from droid.store import MOMENT, Choices
 from eventrange import messages, records
@@ -110,6 +110,9 @@ def test_results_that_no_worker_rings_for_are_looked_for(tmp_path: Path) -> None
         shell.store.choices = Choices(commit_seconds=60.0, commit_least=9.0)
         shell._commit(1000.0)
         assert holding.unseen == UNSEEN < shell.store.spacing, "but soon"
+        shell.store.choices, shell.store._syncer._took = Choices(), 1e-6
+        shell._commit(1000.0)
+        assert holding.unseen == SEEN > shell.store.spacing, "but not without a pause"
         holding.far, holding.unseen = False, 0.1
         assert shell._unheard(0.05) == math.inf
         shell.core.workers[0].given.append((10**6, 10**6 + 1, 0))

@@ -10,8 +10,9 @@ import pytest
 
 from droid.store import EARLY, Choices, Store
 from eventrange import records
+from eventrange.errors import CannotWrite
 from eventrange.records import Kind
-from eventrange.segment import checksum
+from eventrange.segment import SegmentWriter, checksum
 from eventrange.taskdir import TaskDir
 
 
@@ -81,4 +82,25 @@ def test_a_commit_is_never_earlier_than_the_file_system_asks_for(tmp_path: Path)
     assert not store._syncing and store.due(108.9, True) == pytest.approx(1.1)
     store.pump(109.1, True)
     assert store._syncing
+    store.close()
+
+
+def test_what_is_in_a_segment_that_cannot_be_sealed_is_durable_or_not_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment gets full in the middle of a batch: it is sealed when all that is in it has been synced."""
+    unsynced: list[int] = []
+
+    def seal(segment: SegmentWriter) -> None:
+        unsynced.append(segment.file.size - segment.file.synced)
+        raise CannotWrite(path="x", detail="no room")
+
+    monkeypatch.setattr(SegmentWriter, "seal", seal)
+    store = Store(TaskDir(str(tmp_path)), "a", "t", 1, Choices(segment_bytes=1500), lambda: None)
+    for batch in range(2):
+        rows = records.new(4, kind=Kind.DONE, size=1000)
+        rows["start"] = 4 * batch + np.arange(4)
+        rows["stop"] = rows["start"] + 1
+        store.add(rows, memoryview(bytes(4000)), np.ones(4, bool), 100.0)
+    assert unsynced == [0]
     store.close()
