@@ -17,6 +17,7 @@ from droid.instructions import Assign, Cut, Discard, Failure, Instruction, Kill,
 from droid.pace import Pace
 from eventrange import records
 from eventrange.errors import BAD_CONFIG
+from eventrange.intervals import Pair
 from eventrange.messages import Grant, Range, unpack_ranges
 from eventrange.records import Code, Kind
 from eventrange.times import add
@@ -25,6 +26,7 @@ START_FAILURES = 3  #: workers in a row that die before they are ready: this nod
 BARREN = 8  #: workers per core that die on no event, with nothing done in between: nor can it here
 LONG = 1.0  #: seconds on an event that others have done: rather begin again what is queued behind it
 GAP = 2.0  #: seconds between two ticks that count at most: a suspended job has not hung
+_DONE, _RETURNED = int(Kind.DONE), int(Kind.RETURNED)  # comparing with a member of an enum costs more
 DRAIN_KILL, COMMIT_SECONDS = 0.5, 3.0  #: events run on for half the grace at least, and until this long before its end
 
 __all__ = [
@@ -178,29 +180,16 @@ class DroidCore:
         unwanted = list(w.unwanted)
         out: list[Instruction] = []
         keep = np.ones(len(rows), bool)
-        kinds = rows["kind"]
-        done = kinds == Kind.DONE
-        if schema and not self.schema:
-            self.schema = schema
-            out.append(SetSchema(schema))
-        elif schema and schema != self.schema:
-            # Two workers began with different fields. The task's are those that were first; this one has to try again,
-            # now knowing them, and will pin the difference on an event.
-            wrong = done & (rows["size"] > 0)
-            if self.draining:
-                rows["kind"][wrong], rows["size"][wrong] = Kind.RETURNED, 0
-            else:
-                keep &= ~wrong
-                self.holding.again(_ranges(rows[wrong]), unwanted)
-            done &= ~wrong
-            out.append(SetSchema(self.schema))
-        self.holding.answered(worker, int((rows["stop"] - rows["start"]).sum()))
-        back = kinds == Kind.RETURNED
-        if back.any():
+        if schema and schema != self.schema:
+            out.append(self._fields(rows, schema, keep, unwanted))
+        # Plain numbers: most batches are a few rows, for which numpy's price per call is more than the work.
+        kinds = rows["kind"].tolist()
+        self.holding.answered(worker, _events(rows))
+        if _RETURNED in kinds:
+            back = rows["kind"] == _RETURNED
             if w.cut == "yoda":
                 rows["code"][back] = Code.REVOKED
-                given_back = int((rows["stop"] - rows["start"])[back].sum())
-                self.holding.reclaim = max(0, self.holding.reclaim - given_back)
+                self.holding.reclaim = max(0, self.holding.reclaim - _events(rows[back]))
             elif not self.draining:  # also from a worker that had finished before it saw that it was to be cut
                 self.holding.again(_ranges(rows[back]), unwanted)
                 keep &= ~back
@@ -210,10 +199,12 @@ class DroidCore:
                 out.append(Cut(worker))
         if not w.given:
             w.cut = ""
-        finished = rows[done]
+        finished = rows
+        if out or kinds.count(_DONE) < len(kinds):
+            finished = rows[keep & (rows["kind"] == _DONE)]
         if len(finished):
             self._barren = 0
-            self.pace.measure(float(finished["wall"].sum()), int((finished["stop"] - finished["start"]).sum()))
+            self.pace.measure(sum(finished["wall"].tolist()), _events(finished))
         add(self.times, times)
         return keep, out
 
@@ -366,6 +357,21 @@ class DroidCore:
 
     # -- inner workings ----------------------------------------------------------------------------------------------
 
+    def _fields(self, rows: NDArray[Any], schema: str, keep: NDArray[np.bool_], unwanted: list[Pair]) -> Instruction:
+        """Images with fields other than those we knew of came; those of `rows` that are of no use are taken out."""
+        if not self.schema:
+            self.schema = schema
+            return SetSchema(schema)
+        # Two workers began with different fields. The task's are those that were first; this one has to try again, now
+        # knowing them, and will pin the difference on an event.
+        wrong = (rows["kind"] == _DONE) & (rows["size"] > 0)
+        if self.draining:
+            rows["kind"][wrong], rows["size"][wrong] = Kind.RETURNED, 0
+        else:
+            keep &= ~wrong
+            self.holding.again(_ranges(rows[wrong]), unwanted)
+        return SetSchema(self.schema)
+
     def _hopeless(self, was_ready: bool, explained: bool, how: str) -> Sick | None:
         """Workers that die and nobody knows why: after some of them, nothing can be done on this node."""
         if not was_ready:
@@ -386,6 +392,10 @@ class DroidCore:
             holding.far, holding.near = False, math.inf
         else:
             holding.near = self.pace.near(holding.remaining, holding.sharing, holding.whole)
+
+
+def _events(rows: NDArray[Any]) -> int:
+    return int(sum(rows["stop"].tolist()) - sum(rows["start"].tolist()))
 
 
 def _ranges(rows: NDArray[Any]) -> list[Range]:

@@ -294,9 +294,8 @@ class DroidShell:
 
     def _send_report(self, now: float, want: int) -> None:
         rows = np.concatenate(self.out) if self.out else records.new(0)
-        table = self.slots.snapshot()
-        table = table[table["event"] >= 0]
-        running = zip(table["event"].tolist(), (now - table["since"]).tolist(), strict=True)
+        running = self.slots.running()
+        slowest = sorted(((event, now - since) for event, since, _ in running), key=lambda pair: -pair[1])[:16]
         commits: dict[int, int] = {}
         if self.store is not None:
             commits, self.store.commits = self.store.commits, commits
@@ -310,12 +309,12 @@ class DroidShell:
                 backlog=self.core.holding.waiting,
                 busy=self.core.holding.busy,
                 seconds_per_event=self.core.seconds_per_event,
-                running=messages.pack_running(sorted(running, key=lambda pair: -pair[1])[:16]),
+                running=messages.pack_running(slowest),
                 times={b: n for b, n in times.items() if n},
                 schema=self.core.schema,
                 notes=self.notes,
                 commits=commits,
-                under_way=float((now - table["begun"]).sum()),
+                under_way=sum(now - begun for _, _, begun in running),
             )
         )
         self.out, self.evidence, self.notes, self._reported = [], [], [], now

@@ -25,6 +25,8 @@ SLOT = np.dtype(
 )
 _NOW = struct.Struct("<qqd")
 _BEGIN = struct.Struct("<qqddd")
+_WHOLE = struct.Struct("<qqddd24x")
+assert _WHOLE.size == SLOT.itemsize
 _CPU = SLOT.fields["cpu"][1]  # type: ignore[index]
 _CUT = SLOT.fields["cut"][1]  # type: ignore[index]
 
@@ -43,6 +45,11 @@ class Slots:
     def snapshot(self) -> NDArray[Any]:
         """A copy of the table, shape (workers,)."""
         return self.table.copy()
+
+    def running(self) -> list[tuple[int, float, float]]:
+        """(event, since, begun) of every worker that is on one."""
+        slots = _WHOLE.iter_unpack(self._memory)
+        return [(event, since, begun) for event, _, since, begun, _ in slots if event >= 0]
 
     def cut(self, index: int, on: bool) -> None:
         self.table["cut"][index] = on

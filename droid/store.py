@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 INSTANT = 0.002  #: and that are not worth going to sleep for
 MOMENT = 0.02  #: seconds that are worth waiting for a sync
 EARLY = 0.4  #: of the time between group commits
+_DONE = int(Kind.DONE)  # comparing with a member of an enum costs more
 _FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -88,8 +89,10 @@ class Store:
 
         If an image cannot be written its range is returned instead, and so are all that wait for the same segment.
         """
-        good = keep & (rows["kind"] == Kind.DONE)
-        sizes, wanted = rows["size"].tolist(), good.tolist()
+        # Plain numbers: most batches are a few rows, for which numpy's price per call is more than the work.
+        sizes = rows["size"].tolist()
+        wanted = [k and kind == _DONE for k, kind in zip(keep.tolist(), rows["kind"].tolist(), strict=True)]
+        good = np.array(wanted, bool)
         if not all(wanted):
             rows["size"][~good] = 0
         at, stored = 0, 0

@@ -4,6 +4,10 @@ What a kill costs is half a range of every worker; what it costs to be ready for
 events. The best of both is Young's rule for checkpoints: the square root of twice the cost of one times the mean time
 between kills. So with commits, but that one of them is for all workers of a Droid.
 
+A task that was never killed is taken for one that will be, as if it had been killed an eighth of a time: who knows
+nothing but that nodes stay for seconds or for weeks, each as likely as the next ten times as long, and has seen one
+live for minutes, expects a kill within about eight times that.
+
 Source: J. W. Young, "A first order approximation to the optimum checkpoint interval", CACM 17 (1974) 530.
 """
 
@@ -16,6 +20,7 @@ from dataclasses import dataclass
 RANGE_COST = 0.002  #: core-seconds a range takes beyond its events, from worker to journal
 COMMIT_COST = 0.001  #: core-seconds a group commit takes: a wake-up of the Droid, and one of Yoda
 SHORTEST, LONGEST = 0.1, 0.5  #: seconds of a range (L4)
+UNHURT = 8  #: times what it has lived, to the next kill of a task that was never killed
 #: Seconds between kills that a task is taken to have at least while it was never killed: ranges are the longest then.
 QUIET = LONGEST**2 / (2 * RANGE_COST)
 
@@ -37,7 +42,7 @@ class Past:
     def between_kills(self, age: float) -> float:
         """Mean seconds between kills, as one allocation sees it that has lived for `age` seconds."""
         lived = self.lived + max(0.0, age)
-        return lived / self.kills if self.kills else max(QUIET, 2 * lived)  # as if killed half a time
+        return lived / self.kills if self.kills else max(QUIET, UNHURT * lived)
 
 
 def range_seconds(between: float) -> float:

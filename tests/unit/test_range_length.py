@@ -18,6 +18,7 @@ from yoda.rangelength import (
     QUIET,
     RANGE_COST,
     SHORTEST,
+    UNHURT,
     Past,
     commit_seconds,
     range_seconds,
@@ -32,8 +33,8 @@ def test_a_task_that_was_never_killed_gets_long_ranges() -> None:
     assert Past.of({}, (), ()) == Past()
     assert Past.of(lives(5.0, 5.0), {"0": "drained", "1": "drained"}, ()) == Past(10.0, 0)
     assert Past.of(lives(5.0, 5.0), {"0": "drained"}, {"1"}) == Past(10.0, 0)
-    assert Past(10.0, 0).between_kills(7.0) == QUIET
-    assert Past(10.0, 0).between_kills(QUIET) == 2 * (QUIET + 10.0), "it has lived so long"
+    assert Past(5.0, 0).between_kills(2.0) == QUIET
+    assert Past(10.0, 0).between_kills(QUIET) == UNHURT * (QUIET + 10.0), "it has lived so long"
     assert range_seconds(QUIET) == LONGEST
 
 

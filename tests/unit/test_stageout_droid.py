@@ -305,7 +305,9 @@ def test_a_living_allocation_is_left_alone(tmp_path: Path, task: TaskDir) -> Non
 def test_a_segment_damaged_after_sealing_is_not_uploaded(tmp_path: Path, task: TaskDir) -> None:
     with open(task.segment("a", 1, 0), "r+b") as file:
         file.seek(700)
-        file.write(b"?")
+        was = file.read(1)
+        file.seek(700)
+        file.write(bytes([was[0] ^ 1]))
     done = go(task, endpoint(tmp_path, "primary"))
     assert (done.staged, done.unusable, done.left) == (1, 1, 0)
     assert go(task, endpoint(tmp_path, "primary")).unusable == 1
