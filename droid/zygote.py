@@ -3,7 +3,8 @@
 Both are started before MPI (L11): a fork of a process that has MPI, its threads and its registered memory is undefined.
 The zygote imports the payload and runs its one-time `setup()`, so that what took seconds and hundreds of megabytes is
 paid once per node and shared copy-on-write. The guardian does nothing but wait: if the zygote dies, it forks a new one,
-which the Droid, being an MPI process, could not do itself.
+which the Droid, being an MPI process, could not do itself; if the launcher dies, it ends a Droid that does not end by
+itself, since while MPI starts no Python of the Droid's can run, and what MPI waits for never comes.
 
     Droid -- socketpair --> guardian (holds it open) --> zygote (uses it) --> workers (one socketpair each)
 
@@ -32,10 +33,11 @@ from typing import Any
 import msgspec
 
 from droid.slots import Slots
-from eventrange.errors import BAD_CONFIG
+from eventrange.errors import BAD_CONFIG, RUN_AGAIN
 
 _PACKET = 1 << 16
 RESTARTS = 3  #: a zygote that dies this often in a row before it is ready is not started again
+BY_ITSELF = 3.0  #: seconds a Droid whose launcher is dead has to end by itself, if it can: its loop looks every second
 _PR_SET_PDEATHSIG = 1
 #: A worker gets SIGKILL for what its Droid gets SIGTERM for: signals of the batch system reach all processes of a step,
 #: and it is the Droid who decides what they mean for the event at hand.
@@ -59,13 +61,19 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def start(blueprint: Blueprint, slots: Slots) -> socket.socket:
-    """Fork guardian and zygote; returns the Droid's end of the control socket. Call before importing MPI."""
+def start(blueprint: Blueprint, slots: Slots, launcher: int = 0) -> socket.socket:
+    """Fork guardian and zygote; returns the Droid's end of the control socket. Call before importing MPI.
+
+    `launcher` is the process id of the Droid's parent, without which it is to end; 0: it may do without.
+    """
+    watched = _watched(launcher)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
     pid = os.fork()
     if pid:
         theirs.close()
+        if watched is not None:
+            os.close(watched)
         ours.setblocking(False)
         return ours
     try:
@@ -73,7 +81,7 @@ def start(blueprint: Blueprint, slots: Slots) -> socket.socket:
         die_with_parent(parent)
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
-        _guard(blueprint, slots, theirs)
+        _guard(blueprint, slots, theirs, parent, watched)
     except BaseException:
         import traceback
 
@@ -82,7 +90,39 @@ def start(blueprint: Blueprint, slots: Slots) -> socket.socket:
         os._exit(1)
 
 
-def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket) -> None:
+def _watched(launcher: int) -> int | None:
+    """A descriptor that says when our parent `launcher` ends, if the kernel has such; exits if it has ended already."""
+    if not launcher:
+        return None
+    watched = None
+    with contextlib.suppress(AttributeError, OSError):  # an old kernel, or no descriptor left
+        watched = os.pidfd_open(launcher)
+    if os.getppid() != launcher:  # asked last: the number was its own when we used it
+        sys.exit(RUN_AGAIN)
+    return watched
+
+
+def _wait(zygote: int, droid: int, launcher: int | None) -> int:
+    """Wait for the zygote to end; returns its status. If `launcher` ends before and the Droid does not, end the Droid.
+
+    Where the launcher cannot be watched, the time limit of MPI's start has to do.
+    """
+    if launcher is not None:
+        with contextlib.suppress(OSError):
+            ended = os.pidfd_open(zygote)
+            poll = select.poll()
+            poll.register(launcher, select.POLLIN)
+            poll.register(ended, select.POLLIN)
+            alone = ended not in dict(poll.poll())
+            os.close(ended)
+            if alone:
+                time.sleep(BY_ITSELF)
+                if os.getppid() == droid:  # so it is no other process, even though we should die with it
+                    os.kill(droid, signal.SIGKILL)
+    return os.waitpid(zygote, 0)[1]
+
+
+def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket, droid: int, launcher: int | None) -> None:
     early, how = 0.0, ""
     while early < RESTARTS:
         parent, begun = os.getpid(), time.monotonic()
@@ -99,7 +139,7 @@ def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket) -> None:
                 traceback.print_exc()
             finally:
                 os._exit(code)
-        _, status = os.waitpid(pid, 0)
+        status = _wait(pid, droid, launcher)
         if status == 0:
             os._exit(0)
         # One that worked for a while and died is no reason to give up; one that dies in setup() will always do so.

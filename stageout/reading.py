@@ -29,6 +29,7 @@ Fetch = Callable[[Any], bytes]
 FetchMany = Callable[[NDArray[Any]], list[memoryview | None]]
 
 _BATCH_ROWS, _BATCH_BYTES = 256, 8 * 2**20
+_FIRST_ROWS = 32  #: the first batches are short, so that writing begins at once
 _SAMPLES = 16
 
 
@@ -58,10 +59,11 @@ class Batch(NamedTuple):
 def batches(plan: Plan, layouts: list[Layout]) -> Generator[Batch, None, None]:
     """All images of a plan, cut to what wins and as `layouts` have them."""
     sizes = np.cumsum(plan.placed["size"].astype(np.int64))
-    cuts, at = [0], 0
+    cuts, at, rows = [0], 0, _FIRST_ROWS
     while at < len(sizes):
         base = int(sizes[at - 1]) if at else 0
-        at = max(at + 1, min(at + _BATCH_ROWS, int(np.searchsorted(sizes, base + _BATCH_BYTES))))
+        at = max(at + 1, min(at + rows, int(np.searchsorted(sizes, base + _BATCH_BYTES))))
+        rows = min(2 * rows, _BATCH_ROWS)
         cuts.append(at)
     ahead = pairwise(cuts)
     waiting: deque[Future[Batch]] = deque()

@@ -72,7 +72,7 @@ def droid_rank(setting: Setting, begun: float) -> int:
             imports=("h5py", "eventrange.image", "droid.inputs"),
             memory=job.payload.memory,
         )
-        control = zygote.start(blueprint, slots)
+        control = zygote.start(blueprint, slots, PARENT)
         return _droid_with_mpi(setting, begun, control, slots, scratch, start_uploads(setting))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

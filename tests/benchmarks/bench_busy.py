@@ -8,7 +8,8 @@ and bare processes that share a counter and do nothing else, which is the limit.
 durable, or could go on after a kill.
 
 Everything, with peers of an environment of their own: `yoda bench busy --peers VENV/bin/python`, on a quiet machine;
-it takes half an hour. `pip install dask distributed ray parsl hyperqueue pythia8mc==8.317.2 h5py` makes one.
+it takes three quarters of an hour. `pip install dask distributed ray parsl hyperqueue pythia8mc==8.317.2 h5py` makes
+one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from benchlib import (
     MODULES,
     Figure,
     Sampler,
-    alternate,
     median,
     peer,
     peer_python,
@@ -53,7 +53,7 @@ CHUNKS = {
     "parsl": 0.1,
     "hyperqueue": 1.0,
 }
-SECONDS, LONG = 8.0, 48.0  #: of work per core and case; of half a second it takes more events to even out the end
+SECONDS, LONG = 8.0, 96.0  #: of work per core and case; of half a second it takes more events to even out the end
 
 
 def run(quick: bool = False) -> dict[str, Any]:
@@ -65,18 +65,24 @@ def run(quick: bool = False) -> dict[str, Any]:
             continue
         seconds = 0.3 if quick else LONG if mean == max(MEANS) else SECONDS
         events = max(2 * CORES, int(seconds * CORES / (mean or PYTHIA_MEAN)))
-        with workspace() as folder:
-            cases = _cases(folder, mean, events, quick)
-            cases["limit"]()  # a machine that was idle is slow for a few seconds
-            found = alternate(cases, rounds)
-        known = float(payloads.durations(mean, events).sum()) if mean else 0.0
-        out["busy"][str(mean)] = {name: [(known or r["cpu"]) / r["capacity"] for r in rs] for name, rs in found.items()}
+        busy: dict[str, list[float]] = {}
+        for turn in range(rounds):
+            # Other events in each round, the same for all: how even the end is, is luck, and not always the same one's.
+            known = float(payloads.durations(mean, events, turn).sum()) if mean else 0.0
+            with workspace() as folder:
+                cases = _cases(folder, mean, events, turn, quick)
+                cases["limit"]()  # a machine that was idle is slow for a few seconds
+                for name in cases if turn % 2 == 0 else reversed(list(cases)):
+                    found = cases[name]()
+                    busy.setdefault(name, []).append((known or found["cpu"]) / found["capacity"])
+        out["busy"][str(mean)] = busy
     return out
 
 
-def _cases(folder: Path, mean: float, events: int, quick: bool) -> dict[str, Any]:
+def _cases(folder: Path, mean: float, events: int, seed: int, quick: bool) -> dict[str, Any]:
     if mean:
-        job = write_job(folder, "spin", "Spin", events, options={"mean": mean, "events": events})
+        options = {"mean": mean, "events": events, "seed": seed}
+        job = write_job(folder, "spin", "Spin", events, options=options)
     else:
         job = write_job(folder, "pythia", "Pythia", events)
     cases: dict[str, Any] = {"yoda": lambda: _ours(job, measured=not mean)}
@@ -84,8 +90,8 @@ def _cases(folder: Path, mean: float, events: int, quick: bool) -> dict[str, Any
         if kind in MODULES and not _usable(kind, mean):
             continue
         size = max(1, round(chunk / (mean or PYTHIA_MEAN)))
-        cases[kind] = lambda kind=kind, size=size: _peer(folder, kind, mean, events, size)
-    cases["limit"] = lambda: _limit(mean, events)
+        cases[kind] = lambda kind=kind, size=size: _peer(folder, kind, mean, events, seed, size)
+    cases["limit"] = lambda: _limit(mean, events, seed)
     return cases
 
 
@@ -109,14 +115,14 @@ def _ours(job: Path, measured: bool) -> dict[str, float]:
     return {"cpu": cpu, "capacity": outcome.sampler.capacity(*outcome.window)}
 
 
-def _peer(folder: Path, kind: str, mean: float, events: int, chunk: int) -> dict[str, float]:
-    answer = peer(folder, kind, "spin" if mean else "pythia", events, chunk, mean=mean)
+def _peer(folder: Path, kind: str, mean: float, events: int, seed: int, chunk: int) -> dict[str, float]:
+    answer = peer(folder, kind, "spin" if mean else "pythia", events, chunk, mean=mean, seed=seed)
     return {"cpu": answer["cpu"], "capacity": answer["sampler"].capacity(*answer["window"])}
 
 
-def _limit(mean: float, events: int) -> dict[str, float]:
+def _limit(mean: float, events: int, seed: int) -> dict[str, float]:
     """Bare processes that take the next event from a shared counter: CPU seconds of the events, and what there was."""
-    seconds = payloads.durations(mean, events) if mean else None
+    seconds = payloads.durations(mean, events, seed) if mean else None
     context = multiprocessing.get_context("fork")
     counter, cpu, first = context.Value("q", 0), context.Value("d", 0.0), context.Value("d", 0.0)
     ready = context.Barrier(CORES)

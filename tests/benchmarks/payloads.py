@@ -35,9 +35,9 @@ _VERTEX, _JETS = np.zeros(3), np.zeros(5)
 
 
 @functools.lru_cache(maxsize=4)
-def durations(mean: float, events: int) -> NDArray[np.float64]:
+def durations(mean: float, events: int, seed: int = 7) -> NDArray[np.float64]:
     """CPU seconds of each event: lognormal of that mean, sigma 1, the same for everybody."""
-    return np.random.default_rng(7).lognormal(math.log(mean) - 0.5, 1.0, events)
+    return np.random.default_rng(seed).lognormal(math.log(mean) - 0.5, 1.0, events)
 
 
 def spin(seconds: float) -> tuple[float, float]:
@@ -51,11 +51,11 @@ def spin(seconds: float) -> tuple[float, float]:
 class Spin:
     """Events of known CPU time."""
 
-    def __init__(self, mean: float, events: int) -> None:
-        self.mean, self.events = mean, events
+    def __init__(self, mean: float, events: int, seed: int = 7) -> None:
+        self.drawn = mean, events, seed
 
     def setup(self) -> None:
-        self.seconds = durations(self.mean, self.events).tolist()
+        self.seconds = durations(*self.drawn).tolist()
 
     def process(self, event: int) -> dict[str, Any]:
         begin, end = spin(self.seconds[event])

@@ -28,10 +28,10 @@ def sleep(event: int, seconds: float) -> dict[str, Any]:
     return {}
 
 
-def spin(event: int, mean: float, events: int) -> dict[str, Any]:
+def spin(event: int, mean: float, events: int, seed: int) -> dict[str, Any]:
     import payloads
 
-    begin, end = payloads.spin(float(payloads.durations(mean, events)[event]))
+    begin, end = payloads.spin(float(payloads.durations(mean, events, seed)[event]))
     return {"begin": begin, "end": end, "vertex": payloads._VERTEX, "jets": payloads._JETS}
 
 
@@ -181,7 +181,7 @@ def main() -> None:
     events, chunk, workers = request["events"], request["chunk"], request["workers"]
     work: Callable[[int], Any] = {"noop": noop, "sleep": sleep, "spin": spin, "pythia": pythia}[request["work"]]
     if request["work"] == "spin":
-        work = partial(spin, mean=request["mean"], events=events)
+        work = partial(spin, mean=request["mean"], events=events, seed=request["seed"])
     elif request["work"] == "sleep":
         work = partial(sleep, seconds=request["seconds"])
     with pool(request["kind"], workers) as run:

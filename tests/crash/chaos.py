@@ -83,7 +83,7 @@ class Chaos:
         self.outcome = Outcome(seed, events=events)
         self.spans: list[tuple[float, float, list[float]]] = []  # begin and end of each run, moments of hits; unix time
         self.moments: list[float] = []  # of hits on the run at hand
-        place.site(silent="10s", starting="10s")
+        place.site(silent="10s", starting="8s")
         place.job(PAYLOAD, "process", inputs={"format": "generate", "events": events}, ranges={"max_attempts": 1000})
 
     def run(self) -> Outcome:

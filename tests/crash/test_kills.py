@@ -254,6 +254,33 @@ def test_a_rank_killed_before_mpi_has_started(place: Place, rank: str) -> None:
     resumes(place)
 
 
+STUCK_IN_MPI = """
+import os
+if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")) != "0":
+    import ctypes, importlib.abc, sys
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name == "mpi4py.MPI":
+                open(os.path.join(os.path.dirname(__file__), "stuck"), "w").close()
+                ctypes.PyDLL(None).sleep(3600)
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_a_droid_whose_launcher_dies_while_mpi_starts(place: Place) -> None:
+    """As in MPICH's MPI_Init when another rank of the node is dead, it hears of nothing and lets no Python run."""
+    place.site(starting="1h")
+    job(place)
+    (place.folder / "sitecustomize.py").write_text(STUCK_IN_MPI)
+    run = place.start(ranks=2, env={"PYTHONPATH": str(place.folder)})
+    run.until((place.folder / "stuck").exists, "the Droid in MPI")
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none of them ends the ranks
+        for process in run.find("launcher") + run.find("yoda"):
+            run.signal(process.pid, number)
+    assert run.wait().code == -signal.SIGKILL
+    resumes(place, ranks=2)
+
+
 STOP_AT_THE_END = """
 import os, signal, threading, time
 if int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0"))) == 1:
