@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from statistics import median
 
 from eventrange.times import quantile
 
@@ -52,7 +51,8 @@ class Pace:
     def round_trip(self) -> float:
         """Seconds from asking Yoda to its answer. The median: a time in which either of us was suspended says nothing
         of the next one, and believing it would make this Droid hoard."""
-        return median(self._answers)
+        known, count = sorted(self._answers), len(self._answers)
+        return (known[(count - 1) // 2] + known[count // 2]) / 2
 
     def answered(self, seconds: float) -> None:
         """Yoda took so long to answer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ def check_class(spec: str, target: type) -> None:
         raise PayloadInterface(
             payload=spec,
             detail=f"class {target.__name__} {detail}",
-            hint=hint if has else nearest(hint, "process", difflib.get_close_matches("process", public, 1, 0.5)),
+            hint=hint if has else nearest(hint, "process", _close("process", public)),
         )
     for name in ("setup", "start", *has):
         method = getattr(target, name, None)
@@ -177,7 +176,13 @@ def jagged_fields(name: str, target: Any) -> tuple[str, ...]:
 
 def nearest(hint: str, name: str, known: Sequence[str]) -> str:
     """`hint`, and the known name that was probably meant."""
-    close = difflib.get_close_matches(name, known, 1, 0.5)
+    close = _close(name, known)
     if close:
         return f"{hint}; did you mean {close[0]}?"
     return f"{hint}; there is {', '.join(sorted(known)[:8])}" if known else hint
+
+
+def _close(name: str, known: Sequence[str]) -> list[str]:
+    import difflib  # late: most payloads are as they should be
+
+    return difflib.get_close_matches(name, known, 1, 0.5)

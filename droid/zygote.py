@@ -26,7 +26,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ from eventrange.errors import BAD_CONFIG, RUN_AGAIN
 
 _PACKET = 1 << 16
 RESTARTS = 3  #: a zygote that dies this often in a row before it is ready is not started again
+WORTH = 0.5  #: seconds of set-up after which looking for garbage, in 10 ms, does not matter
 BY_ITSELF = 3.0  #: seconds a Droid whose launcher is dead has to end by itself, if it can: its loop looks every second
 _PR_SET_PDEATHSIG = 1
 #: A worker gets SIGKILL for what its Droid gets SIGTERM for: signals of the batch system reach all processes of a step,
@@ -179,9 +180,10 @@ class Zygote:
         for index in range(len(self.slots.table)):
             self.slots.clear(index)
         try:
-            self.payload = self.blueprint.load()
-            for name in self.blueprint.imports:
-                __import__(name)
+            with _unasked():
+                self.payload = self.blueprint.load()
+                for name in self.blueprint.imports:
+                    __import__(name)
             self.payload.setup()
         except BaseException as error:
             from droid.worker import tail, text_of
@@ -190,7 +192,8 @@ class Zygote:
             return 0
         import droid.worker  # noqa: F401  what workers need is imported here, once
 
-        gc.collect()
+        if time.monotonic() - begun > WORTH:
+            gc.collect()
         gc.freeze()  # keep the collector from touching, and so copying, the pages that workers share
         sys.stdout.flush()
         sys.stderr.flush()
@@ -311,6 +314,22 @@ class Zygote:
         os.dup2(fd, 1)
         os.dup2(fd, 2)
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _unasked() -> Iterator[None]:
+    """Without asking the system which processor it has: h5py wants to know the machine, and Python then runs `uname`
+    for all there is to know, which takes longer than many an import."""
+    import platform
+
+    known = getattr(platform.uname(), "__dict__", {})
+    had = "processor" in known
+    known.setdefault("processor", "")
+    try:
+        yield
+    finally:
+        if not had:
+            del known["processor"]
 
 
 def versions() -> dict[str, str]:

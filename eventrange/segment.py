@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import tarfile
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -163,6 +162,8 @@ def tar_header(name: str, size: int, crc: int) -> bytes:
     """The header of one member: 512 bytes of ustar, more (pax) where the name is long or not ASCII."""
     group = f"crc32:{crc:08x}"
     if len(name) > 100 or not name.isascii():
+        import tarfile  # late: nearly all do without
+
         info = tarfile.TarInfo(name)
         info.size, info.gname = size, group
         return info.tobuf(tarfile.PAX_FORMAT)
@@ -246,6 +247,8 @@ def scan(path: str) -> Iterator[Member]:
 
 
 def _scan_tar(fd: int) -> Iterator[Member]:
+    import tarfile
+
     at, end, long_name = 0, os.fstat(fd).st_size, ""
     while 0 <= at <= end - BLOCK:
         head = _pread(fd, BLOCK, at)

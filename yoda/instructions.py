@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from eventrange import records
@@ -13,21 +13,18 @@ from eventrange.messages import Message, Range
 from eventrange.records import Code, Kind
 
 
-@dataclass(frozen=True)
-class Send:
+class Send(Struct, frozen=True):
     droid: int
     message: Message
 
 
-@dataclass(frozen=True)
-class Write:
+class Write(Struct, frozen=True):
     """Records for the journal."""
 
     rows: NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(Struct, frozen=True):
     """A note for the journal and, as a sentence, for the log."""
 
     name: str

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from eventrange.durable import explain
 from eventrange.taskdir import TaskDir
 from slurm.commands import Runner
-from slurm.ending import Ended, why_ended
 from slurm.environment import job_of
 from yoda.follower import Follower
 from yoda.leases import FREE, Known, Lease, Pulse, Watch
@@ -239,6 +238,8 @@ class LeaseDir:
             if job is None or pulse.gone or pulse.state == "ended" or name == self.name or asked == ASKED:
                 continue
             asked += 1
+            from slurm.ending import Ended, why_ended  # late: hardly ever asked
+
             if why_ended(*job, run) not in (Ended.NOT_YET, Ended.UNKNOWN):
                 self.gone.add(name)
 

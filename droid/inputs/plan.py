@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -85,6 +83,9 @@ def _counts(
     if processes <= 1 or len(jobs) <= 1:
         new = [_index(job) for job in jobs]
     else:
+        import multiprocessing  # late: who only reads inputs needs none
+        from concurrent.futures import ProcessPoolExecutor
+
         # fork: workers of this pool live before MPI is started, and importing everything afresh would cost more.
         context = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:

@@ -8,7 +8,7 @@ and bare processes that share a counter and do nothing else, which is the limit.
 durable, or could go on after a kill.
 
 Everything, with peers of an environment of their own: `yoda bench busy --peers VENV/bin/python`, on a quiet machine;
-it takes three quarters of an hour. `pip install dask distributed ray parsl hyperqueue pythia8mc==8.317.2 h5py` makes
+it takes more than half an hour. `pip install dask distributed ray parsl hyperqueue pythia8mc==8.317.2 h5py` makes
 one.
 """
 
@@ -53,7 +53,7 @@ CHUNKS = {
     "parsl": 0.1,
     "hyperqueue": 1.0,
 }
-SECONDS, LONG = 8.0, 96.0  #: of work per core and case; of half a second it takes more events to even out the end
+SECONDS, LONG = 8.0, 64.0  #: of work per core and case; of half a second it takes more events to even out the end
 
 
 def run(quick: bool = False) -> dict[str, Any]:
