@@ -358,7 +358,8 @@ class DroidCore:
     # -- inner workings ----------------------------------------------------------------------------------------------
 
     def _fields(self, rows: NDArray[Any], schema: str, keep: NDArray[np.bool_], unwanted: list[Pair]) -> Instruction:
-        """Images with fields other than those we knew of came; those of `rows` that are of no use are taken out."""
+        """Images came with fields other than those we know. Those of `rows` that are of no use are taken out of `keep`,
+        or given back while draining."""
         if not self.schema:
             self.schema = schema
             return SetSchema(schema)

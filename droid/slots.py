@@ -2,7 +2,9 @@
 
 A worker writes, before each event, which event it is on and since when; the Droid reads it whenever it wants, also
 after the worker was shot. In the other direction there is one flag: finish the event at hand and come back. Nothing
-here needs a lock: each field has one writer, and a reading that is one event old is as good.
+here needs a lock: each field has one writer, and a reading that is one event old is as good, for each field by itself.
+So fields are overwritten with bytes that are ready (`pack_into` would first fill them with zeros, which are an event,
+and a time long ago), and times before the event they belong to.
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ SLOT = np.dtype(
         *(("cut", "<i8"), ("spare", "<i8", (2,))),
     ]
 )
+_ON = struct.Struct("<qq")
 _NOW = struct.Struct("<qqd")
-_BEGIN = struct.Struct("<qqddd")
+_TIMES = struct.Struct("<ddd")
+_DOUBLE = struct.Struct("<d")
+_NOTHING = _ON.pack(-1, 0)
 _WHOLE = struct.Struct("<qqddd24x")
 assert _WHOLE.size == SLOT.itemsize
+_SINCE = SLOT.fields["since"][1]  # type: ignore[index]
 _CPU = SLOT.fields["cpu"][1]  # type: ignore[index]
 _CUT = SLOT.fields["cut"][1]  # type: ignore[index]
 
@@ -65,22 +71,27 @@ class Slot:
 
     def __init__(self, memory: mmap.mmap, index: int) -> None:
         self._memory = memory
-        self._offset = index * SLOT.itemsize
-        self._cut = self._offset + _CUT
+        offset = index * SLOT.itemsize
+        self._on = slice(offset, offset + _ON.size)
+        self._now = slice(offset, offset + _NOW.size)
+        self._times = slice(offset + _SINCE, offset + _SINCE + _TIMES.size)
+        self._cpu = slice(offset + _CPU, offset + _CPU + _DOUBLE.size)
+        self._cut = offset + _CUT
 
     def begin(self, event: int, count: int, now: float, cpu: float) -> None:
         """A range begins."""
-        _BEGIN.pack_into(self._memory, self._offset, event, count, now, now, cpu)
+        self._memory[self._times] = _TIMES.pack(now, now, cpu)
+        self._memory[self._on] = _ON.pack(event, count)
 
     def used(self, cpu: float) -> None:
         """Seconds of CPU used so far."""
-        struct.pack_into("<d", self._memory, self._offset + _CPU, cpu)
+        self._memory[self._cpu] = _DOUBLE.pack(cpu)
 
     def enter(self, event: int, count: int, now: float) -> None:
-        _NOW.pack_into(self._memory, self._offset, event, count, now)
+        self._memory[self._now] = _NOW.pack(event, count, now)
 
     def leave(self) -> None:
-        _NOW.pack_into(self._memory, self._offset, -1, 0, 0.0)
+        self._memory[self._on] = _NOTHING
 
     @property
     def cut(self) -> bool:

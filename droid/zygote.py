@@ -37,9 +37,10 @@ from eventrange.errors import BAD_CONFIG, RUN_AGAIN
 
 _PACKET = 1 << 16
 RESTARTS = 3  #: a zygote that dies this often in a row before it is ready is not started again
-WORTH = 0.5  #: seconds of set-up after which looking for garbage, in 10 ms, does not matter
+LONG, LARGE = 0.5, 256 << 20  #: seconds and bytes of a set-up that make it worth 10 ms to look for garbage
 BY_ITSELF = 3.0  #: seconds a Droid whose launcher is dead has to end by itself, if it can: its loop looks every second
 _PR_SET_PDEATHSIG = 1
+_READY, _FAILED = 1, 2  #: what a zygote has said of itself
 #: A worker gets SIGKILL for what its Droid gets SIGTERM for: signals of the batch system reach all processes of a step,
 #: and it is the Droid who decides what they mean for the event at hand.
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP)
@@ -117,10 +118,25 @@ def _wait(zygote: int, droid: int, launcher: int | None) -> int:
             alone = ended not in dict(poll.poll())
             os.close(ended)
             if alone:
-                time.sleep(BY_ITSELF)
-                if os.getppid() == droid:  # so it is no other process, even though we should die with it
-                    os.kill(droid, signal.SIGKILL)
+                _end(droid)
     return os.waitpid(zygote, 0)[1]
+
+
+def _end(droid: int) -> None:
+    """The launcher of the Droid is gone: it ends, by itself if it can."""
+    time.sleep(BY_ITSELF)
+    if os.getppid() == droid:  # still our parent, so the number is not that of another process now
+        os.kill(droid, signal.SIGKILL)
+
+
+def _outlast(droid: int, launcher: int | None) -> None:
+    """There is no payload, and the Droid may not know yet, since MPI is starting: see to it that it ends with its
+    launcher. We end with it."""
+    if launcher is not None:
+        poll = select.poll()
+        poll.register(launcher, select.POLLIN)
+        poll.poll()
+        _end(droid)
 
 
 def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket, droid: int, launcher: int | None) -> None:
@@ -142,9 +158,12 @@ def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket, droid: int, 
                 os._exit(code)
         status = _wait(pid, droid, launcher)
         if status == 0:
+            if ready[0] == _FAILED:
+                sock.close()
+                _outlast(droid, launcher)
             os._exit(0)
         # One that worked for a while and died is no reason to give up; one that dies in setup() will always do so.
-        early = early + (1.0 if ready[0] == 0 else 0.1) if ready[0] == 0 or time.monotonic() - begun < 1.0 else 0.0
+        early = early + (1.0 if not ready[0] else 0.1) if not ready[0] or time.monotonic() - begun < 1.0 else 0.0
         code = os.waitstatus_to_exitcode(status)
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     try:
@@ -155,6 +174,8 @@ def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket, droid: int, 
     text = f"the process that sets up the payload ended {RESTARTS} times in a row ({how})"
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         sock.send(msgspec.msgpack.encode({"failed": text, "output": output, "code": BAD_CONFIG}))
+    sock.close()
+    _outlast(droid, launcher)
     os._exit(1)
 
 
@@ -180,8 +201,8 @@ class Zygote:
         for index in range(len(self.slots.table)):
             self.slots.clear(index)
         try:
+            self.payload = self.blueprint.load()
             with _unasked():
-                self.payload = self.blueprint.load()
                 for name in self.blueprint.imports:
                     __import__(name)
             self.payload.setup()
@@ -189,15 +210,19 @@ class Zygote:
             from droid.worker import tail, text_of
 
             self.tell(failed=text_of(error)[-8000:], output=tail(2), code=getattr(error, "exit_code", 78))
+            self.ready[0] = _FAILED
             return 0
+        import resource
+
         import droid.worker  # noqa: F401  what workers need is imported here, once
 
-        if time.monotonic() - begun > WORTH:
+        large = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > LARGE
+        if large or self.blueprint.memory is not None or time.monotonic() - begun > LONG:
             gc.collect()
         gc.freeze()  # keep the collector from touching, and so copying, the pages that workers share
         sys.stdout.flush()
         sys.stderr.flush()
-        self.ready[0] = 1
+        self.ready[0] = _READY
         jagged = sorted(self.payload.jagged)
         self.tell(ready=time.monotonic() - begun, pid=os.getpid(), jagged=jagged, versions=versions())
         return self._loop()

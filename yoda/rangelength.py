@@ -4,9 +4,9 @@ What a kill costs is half a range of every worker; what it costs to be ready for
 events. The best of both is Young's rule for checkpoints: the square root of twice the cost of one times the mean time
 between kills. So with commits, but that one of them is for all workers of a Droid.
 
-A task that was never killed is taken for one that will be, as if it had been killed an eighth of a time: who knows
-nothing but that nodes stay for seconds or for weeks, each as likely as the next ten times as long, and has seen one
-live for minutes, expects a kill within about eight times that.
+A task that was never killed is taken for one that will be, in about eight times what it has lived: that is what follows
+for the mean rate of kills when all one knows is that it may be anything between one in seconds and one in a month, any
+factor of ten as likely as the next, and that for some minutes there was none.
 
 Source: J. W. Young, "A first order approximation to the optimum checkpoint interval", CACM 17 (1974) 530.
 """

@@ -67,7 +67,7 @@ def run(quick: bool = False) -> dict[str, Any]:
         events = max(2 * CORES, int(seconds * CORES / (mean or PYTHIA_MEAN)))
         busy: dict[str, list[float]] = {}
         for turn in range(rounds):
-            # Other events in each round, the same for all: how even the end is, is luck, and not always the same one's.
+            # Other lengths in each round, the same for all: how even the end is, is luck, and not always for the same.
             known = float(payloads.durations(mean, events, turn).sum()) if mean else 0.0
             with workspace() as folder:
                 cases = _cases(folder, mean, events, turn, quick)

@@ -27,6 +27,21 @@ def test_a_droid_that_stays_when_its_launcher_dies_is_ended(tmp_path: Path) -> N
     assert ends(tmp_path, lambda: os.getppid(), within=30)
 
 
+class Broken(Payload):
+    def setup(self) -> None:
+        raise ValueError("no calibration")
+
+
+class Deadly(Payload):
+    def setup(self) -> None:
+        os._exit(2)
+
+
+@pytest.mark.parametrize("payload", [Broken, Deadly])
+def test_so_is_one_whose_payload_cannot_be_made(tmp_path: Path, payload: type[Payload]) -> None:
+    assert ends(tmp_path, lambda: os.getppid(), within=30, payload=payload)
+
+
 def test_a_droid_has_time_to_end_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zygote, "BY_ITSELF", 3600.0)
     assert not ends(tmp_path, lambda: os.getppid(), within=1)
@@ -53,14 +68,20 @@ def test_a_launcher_that_has_died_before(tmp_path: Path) -> None:
     assert ended.value.code == RUN_AGAIN
 
 
-def ends(scratch: Path, launcher: Callable[[], int], within: float, watch: Any = os.pidfd_open) -> bool:
+def ends(
+    scratch: Path,
+    launcher: Callable[[], int],
+    within: float,
+    watch: Any = os.pidfd_open,
+    payload: type[Payload] = Payload,
+) -> bool:
     """Whether a Droid that is in MPI, and keeps Python from running, ends so many seconds after its launcher died."""
     told, tell = os.pipe()
     above = os.fork()
     if not above:
         try:
             if not os.fork():
-                control = zygote.start(zygote.Blueprint(Payload, str(scratch)), Slots(1), launcher())
+                control = zygote.start(zygote.Blueprint(payload, str(scratch)), Slots(1), launcher())
                 select.select([control], [], [], 30)
                 os.write(tell, b"%d" % os.getpid())
                 ctypes.PyDLL(None).sleep(60)
