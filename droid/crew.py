@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,6 +73,7 @@ class Crew:
         self._peers: dict[int, _Peer] = {}
         self._by_fd: dict[int, int] = {}
         self._ending = False
+        self._unsent: deque[tuple[bytes, tuple[int, ...], int]] = deque()  # message, descriptors, the one to close
         self._buffer = bytearray(RECEIVE)
         poll.register(control, select.POLLIN)
 
@@ -80,12 +82,9 @@ class Crew:
     def set_task(self, task: dict[str, Any]) -> None:
         """Tell the zygote what workers need to know of the task."""
         fd = os.memfd_create("task", os.MFD_CLOEXEC)
-        try:
-            with open(fd, "wb", closefd=False) as file:
-                file.write(msgspec.msgpack.encode(task))
-            self._tell({"task": True}, fd)
-        finally:
-            os.close(fd)
+        with open(fd, "wb", closefd=False) as file:
+            file.write(msgspec.msgpack.encode(task))
+        self._tell({"task": True}, fd, close=fd)
 
     def spawn(self, index: int) -> None:
         """Have the zygote fork worker `index`."""
@@ -93,21 +92,17 @@ class Crew:
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECEIVE)
         ours.setblocking(False)
-        self._tell({"spawn": index}, theirs.fileno(), self.bell)
-        theirs.close()
+        fd = theirs.detach()
+        self._tell({"spawn": index}, fd, self.bell, close=fd)
         self._peers[index] = _Peer(ours, wire.FrameReader())
         self._by_fd[ours.fileno()] = index
         self._sockets.register(ours, select.POLLIN)
 
     def program(self, words: list[str], environment: dict[str, str], fds: tuple[int, int, int]) -> bool:
         """Have the zygote start a program with `fds` as stdin, stdout and stderr; False: not yet, or no more."""
-        if not self.ready or self._ending:
+        if not self.ready or self._ending or self._unsent:
             return False
-        try:
-            self._tell({"program": words, "environment": environment}, *fds)
-        except OSError:  # its socket is full: it has not read for long
-            return False
-        return True
+        return self._sent(msgspec.msgpack.encode({"program": words, "environment": environment}), fds)
 
     def kill(self, index: int) -> None:
         """SIGKILL worker `index`; its exit will be told."""
@@ -168,10 +163,9 @@ class Crew:
             return False
 
     def end(self) -> None:
-        """Kill the workers and let the zygote go."""
+        """Let the zygote go. Workers end with it."""
         self._ending = True
-        self.kill_all()
-        self._tell({"end": True})
+        self._forget_unsent()
         self.control.close()
 
     # -- what arrives ------------------------------------------------------------------------------------------------
@@ -190,23 +184,54 @@ class Crew:
         if since:
             self.owner.collected()
 
-    def _tell(self, message: dict[str, Any], *fds: int) -> None:
+    def _tell(self, message: dict[str, Any], *fds: int, close: int = -1) -> None:
+        """Send a message to the zygote, or as soon as it has read what it has; `close` is closed then. Its socket holds
+        some two hundred, and a node may have more workers."""
         data = msgspec.msgpack.encode(message)
+        if self._unsent or not self._sent(data, fds):
+            if not self._unsent:
+                self.poll.modify(self.control, select.POLLIN | select.POLLOUT)
+            self._unsent.append((data, fds, close))
+        elif close >= 0:
+            os.close(close)
+
+    def _sent(self, data: bytes, fds: tuple[int, ...]) -> bool:
         try:
             if fds:
                 socket.send_fds(self.control, [data], fds)
             else:
                 self.control.send(data)
+        except BlockingIOError:
+            return False
         except (BrokenPipeError, ConnectionResetError):
             pass  # its end of file says the same
+        return True
+
+    def _send_rest(self) -> None:
+        while self._unsent and self._sent(*self._unsent[0][:2]):
+            close = self._unsent.popleft()[2]
+            if close >= 0:
+                os.close(close)
+            if not self._unsent:
+                self.poll.modify(self.control, select.POLLIN)
+
+    def _forget_unsent(self) -> None:
+        while self._unsent:
+            close = self._unsent.popleft()[2]
+            if close >= 0:
+                os.close(close)
 
     def hear(self) -> None:
-        """The zygote has something to say."""
+        """The zygote has something to say, or takes more."""
+        self._send_rest()
         try:
             data = self.control.recv(1 << 16)
+        except BlockingIOError:
+            return
         except ConnectionResetError:
             data = b""
         if not data:
+            self._forget_unsent()
             self.poll.unregister(self.control)
             if not self._ending:
                 self.owner.zygote_failed("the zygote and its guardian are gone", RUN_AGAIN)

@@ -159,8 +159,12 @@ class Holding:
     def _give(self, index: int, ranges: list[Range], out: list[Assign], follow: bool = False) -> int:
         """How many events these are."""
         taken = sum(stop - start for start, stop, _ in ranges)
-        self.workers[index].given.extend(ranges)
-        self.workers[index].events += taken
+        worker = self.workers[index]
+        worker.given.extend(ranges)
+        worker.events += taken
+        if worker.unwanted:  # what others had taken and we were granted again is wanted
+            left = without([(*pair, 0) for pair in worker.unwanted], [(start, stop) for start, stop, _ in ranges])
+            worker.unwanted = [(start, stop) for start, stop, _ in left]
         out.append(Assign(index, ranges, follow))
         return taken
 

@@ -219,10 +219,13 @@ class Store:
         if self._segment is None:
             self._number += 1
             path = self.taskdir.segment(self.allocation, self.rank, self._number, self.choices.segment_format)
+            folder = os.path.dirname(path)
             try:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.makedirs(folder, exist_ok=True)
+                if not self._number:
+                    self.files.fsync_folder(os.path.dirname(folder))
             except OSError as error:
-                raise explain(error, os.path.dirname(path)) from error
+                raise explain(error, folder) from error
             self._segment = writer(path, self.choices.segment_format, self.files)
             self._begun = now
         return self._segment

@@ -163,6 +163,7 @@ class WorkerLoop:
         made: list[dict[str, Any]] = []
         first = start
         before = asked = begun[1]
+        used = begun[2]
         for at in range(start, stop):
             if slot.cut:
                 self._done(first, made, attempt, begun)
@@ -170,14 +171,16 @@ class WorkerLoop:
                 return
             enter(at, 1, before)
             if before - asked > CPU_SECONDS:
-                asked = before
-                slot.used(cpu_seconds())
+                asked, used = before, cpu_seconds()
+                slot.used(used)
             try:
                 made.append(process(events[at - start]))
             except BaseException as error:  # sys.exit() in a payload ends an event, not a worker
-                self._done(first, made, attempt, begun)
-                self._failed(at, attempt, _code(error), text_of(error), (time.time(), before, cpu_seconds()))
-                made, first, begun = [], at + 1, _now()
+                clock, wall, cpu = time.time(), time.monotonic() - before, cpu_seconds() - used
+                self._done(first, made, attempt, (begun[0], begun[1] + wall, begun[2] + cpu))  # its time is another's
+                now = _now()
+                self._failed(at, attempt, _code(error), text_of(error), (clock - wall, now[1] - wall, now[2] - cpu))
+                made, first, begun, used = [], at + 1, now, now[2]
             after = time.monotonic()
             bin_ = floor(PER_OCTAVE * log2(after - before)) if after - before > 1e-7 else SHORTEST
             times[bin_] = times.get(bin_, 0) + 1
@@ -269,13 +272,18 @@ def _code(error: BaseException) -> Code:
 
 
 def text_of(error: BaseException) -> str:
-    """The traceback of `error` below our own frames, or our own message for errors we raised ourselves."""
+    """The traceback of `error` below our own frames, or our own message for errors we raised ourselves. Always text
+    that can be encoded: it may quote what was read from a damaged file."""
     if isinstance(error, YodaError):
-        return str(error)
+        return _encodable(str(error))
     trace = error.__traceback__
     while trace is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == os.path.dirname(__file__):
         trace = trace.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace))
+    return _encodable("".join(traceback.format_exception(type(error), error, trace)))
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def tail(fd: int) -> str:

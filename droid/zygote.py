@@ -257,8 +257,6 @@ class Zygote:
                     self._program(message["program"], message["environment"], fds)
                 elif "task" in message:
                     self._learn(fds[0])
-                elif "end" in message:
-                    return 0
 
     def _reap(self) -> None:
         while self.workers:

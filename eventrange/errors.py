@@ -313,11 +313,13 @@ class StorageOffline(YodaError):
 class SegmentDamaged(StorageError):
     """A sealed local segment is gone or no longer has the checksum it was sealed with, so it must not be uploaded."""
 
-    todo = "run `yoda verify TASK`: readable images are kept, the others become pending and `yoda run` makes them again"
+    todo = (
+        "run `yoda merge TASK`: readable images are kept, other events become pending, and `yoda run` makes those again"
+    )
 
 
 class StagerGone(YodaError):
-    """The stage-out process of a Droid died or answered nonsense; processing goes on without it."""
+    """The stage-out process of a Droid died or answered nonsense; processing goes on, and another one is started."""
 
     exit_code = RUN_AGAIN
     what = "the stage-out process ended: {detail}"

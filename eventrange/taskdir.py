@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from dataclasses import dataclass
+
+_STAMP = re.compile(r"\d{8}T\d{9}Z")  # of allocations and commands, in UTC; the last three digits are milliseconds
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,20 @@ class TaskDir:
         except FileNotFoundError:
             return []
         return sorted(name[:-3] for name in names if name.endswith(".yj"))
+
+    def after(self, now: float) -> float:
+        """`now` (unix seconds), or just after the latest time that a journal is named by: names tell the order, and the
+        clock may have been set back, or that of another node may be ahead."""
+        told = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f"{int(now * 1000) % 1000:03d}Z"
+        latest = next((name for name in reversed(self.allocations()) if _STAMP.match(name)), "")
+        if latest[: len(told)] < told:
+            return now
+        from calendar import timegm
+
+        try:
+            return timegm(time.strptime(latest[:15], "%Y%m%dT%H%M%S")) + (int(latest[15:18]) + 1.5) / 1000
+        except ValueError:  # not a date
+            return now
 
     def make(self) -> None:
         """Create the folders every allocation needs."""

@@ -135,7 +135,7 @@ def _versions_there(python: str) -> dict[str, str]:
 
 def bench(wanted: Sequence[str], as_json: bool = False, quick: bool = False, peers: str | None = None) -> int:
     """Run the benchmarks named `wanted` (all if empty) one after another and print their figures; returns the exit
-    code.
+    code. With `as_json` that is JSON at the end, and the table goes to stderr.
 
     `peers` is the Python of an environment that has the peers our own environment lacks (Dask, Ray, Parsl, HyperQueue).
     """
@@ -151,10 +151,10 @@ def bench(wanted: Sequence[str], as_json: bool = False, quick: bool = False, pee
     if peers is not None:
         here["versions"] |= _versions_there(peers)
     document: dict[str, Any] = {"version": JSON_VERSION, "quick": quick, "machine": here, "benchmarks": {}}
-    if not as_json:
-        cores, memory = f"{here['cores']} cores of {here['processor']}", f"{here['memory_gb']} GB"
-        print(f"{cores}, {memory}, Python {here['python']}, load {here['load']}")
-        print(", ".join(f"{name} {number}" for name, number in here["versions"].items()))
+    out = sys.stderr if as_json else sys.stdout  # the table grows as it goes, in case something cuts the run
+    cores, memory = f"{here['cores']} cores of {here['processor']}", f"{here['memory_gb']} GB"
+    print(f"{cores}, {memory}, Python {here['python']}, load {here['load']}", file=out)
+    print(", ".join(f"{name} {number}" for name, number in here["versions"].items()), file=out, flush=True)
     code = OK
     for name in wanted or known:
         begin = time.monotonic()
@@ -168,8 +168,7 @@ def bench(wanted: Sequence[str], as_json: bool = False, quick: bool = False, pee
         seconds = time.monotonic() - begin
         entries = [{**asdict(figure), "ratio": figure.ratio} for figure in figures]
         document["benchmarks"][name] = {"seconds": round(seconds, 1), "figures": entries, "result": result}
-        if not as_json:
-            print(f"\n{name} ({seconds:.0f} s)\n{table(figures)}", flush=True)
+        print(f"\n{name} ({seconds:.0f} s)\n{table(figures)}", file=out, flush=True)
     if as_json:
         print(json.dumps(document, indent=1))
     return code

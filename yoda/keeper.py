@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from eventrange import records
+from eventrange.durable import explain
 from eventrange.errors import CannotWrite
 from eventrange.intervals import IntervalSet
 from eventrange.ledger import Ledger
@@ -40,6 +41,7 @@ BEATS = 12  #: beats of the heart in a timeout: one or two may come late on a bu
 SLOWEST = 5.0  #: seconds between beats, and between looks at the others, at most
 EAGER = 1.0  #: seconds between looks while there is nothing to do
 PATIENCE = 10.0  #: seconds beyond the timeout that an allocation without work waits for some
+UNABLE = 10.0  #: seconds without work in which parts cannot be claimed, because of the file system
 LONGEST = 3  #: times that, if by then the others look like being done
 
 
@@ -103,6 +105,7 @@ class Keeper:
         self._wake: Callable[[], None] = lambda: None
         self._others: list[str] = []
         self._idle: tuple[float, int] | None = None  # since when, and how many events were left then
+        self._unable: float | None = None  # since when there is no work because nothing can be claimed
         self._settled = 0
         self._done = ledger.done
         ledger.cede(0, ledger.total)
@@ -140,6 +143,8 @@ class Keeper:
                 self._updates.append(self.leases.round(self._clock(), self.room, need))
             except CannotWrite as error:
                 self._updates.append(error)
+            except OSError as error:  # a file server that does not answer as it should
+                self._updates.append(explain(error, error.filename or "the task's leases and journals"))
             self._round_at = self._clock()
             self._rounds += 1
         if self.heart is not None:
@@ -220,16 +225,35 @@ class Keeper:
         out: list[Instruction] = []
         while self._updates:
             update = self._updates.popleft()
+            failed: OSError | CannotWrite | None = None
             if isinstance(update, CannotWrite):
-                self._requested = False
-                if dispatcher is None:
-                    raise update
-                self._asked = True
-                if self.ledger.open == self.ledger.elsewhere.total and not dispatcher.draining:
-                    dispatcher.exit_code, dispatcher.failure = update.exit_code, str(update)
+                failed = update
             else:
                 out += self._take(update, dispatcher)
+                failed = update.failed
+            if failed is None:
+                self._unable = None
+            else:
+                out += self._failed(failed, dispatcher)
         return out
+
+    def _failed(self, error: OSError | CannotWrite, dispatcher: Dispatcher | None) -> list[Instruction]:
+        """Nothing could be claimed. That may pass; where there is nothing else to do the allocation ends after a
+        while."""
+        if isinstance(error, OSError):
+            error = explain(error, error.filename or "the task's leases and journals")
+        if dispatcher is None:
+            raise error
+        self._requested, self._asked = False, True
+        if self.ledger.open != self.ledger.elsewhere.total or dispatcher.draining:
+            self._unable = None
+            return []
+        now = self._clock()
+        self._unable = now if self._unable is None else self._unable
+        if now - self._unable < UNABLE:
+            return []
+        dispatcher.exit_code, dispatcher.failure = error.exit_code, str(error)
+        return dispatcher.drain(now, str(error))
 
     def _take(self, update: Update, dispatcher: Dispatcher | None) -> list[Instruction]:
         ledger, part = self.ledger, self.leases.part

@@ -36,6 +36,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from eventrange.errors import CannotWrite
 from eventrange.interval_arrays import covered, unite
 from eventrange.intervals import Array
 
@@ -159,6 +160,7 @@ class Update:
     starving: int = 0  #: living allocations that want work while nothing is to be had
     others: list[str] = field(default_factory=list)  #: living allocations that hold open parts
     claimable: int = 0  #: open events nobody alive works on
+    failed: OSError | CannotWrite | None = None  #: why nothing more could be claimed
 
 
 class Watch:
@@ -196,6 +198,7 @@ class Leases:
         self.generation = [0] * count  #: the highest ever seen
         self.owner = [""] * count  #: of that generation
         self.mine: set[int] = set()
+        self._adopted: set[int] = set()  # those of which an update has told
         self.wants = False
         self.known = Known(_NONE, _NONE)  #: what the journals said when they were last read
         self._open = np.diff(edges)  # events of each part not known to be done
@@ -233,12 +236,17 @@ class Leases:
             self._to_free.popleft()
         out.lost = sorted(part for part in self.mine if self.owner[part] != self.name)
         self.mine.difference_update(out.lost)
+        self._adopted.intersection_update(self.mine)
         dry = need.working and need.pending == 0
         if (self._unread or living) and (now >= self._read_at + READ or (dry and now >= self._read_at + 1.0)):
             out.known = self._read(now, room)
         out.wanted = need.working and need.pending < need.enough
         if out.wanted:
-            self._claim(now, room, need, living, out)
+            try:
+                self._claim(room, need, living, out)
+            except (OSError, CannotWrite) as error:  # what was claimed before is ours
+                out.failed = error
+        self._adopt(now, room, living, out)
         out.claimable = sum(int(self._open[part]) for part in self._claimable())
         holders = {self.owner[part] for part in np.flatnonzero(self._open).tolist()}
         out.others = sorted(holders.intersection(living))
@@ -304,8 +312,8 @@ class Leases:
     def _claimable(self) -> list[int]:
         return [part for part in np.flatnonzero(self._open).tolist() if self._free(part)]
 
-    def _claim(self, now: float, room: Room, need: Need, living: list[str], out: Update) -> None:
-        """Claim parts until there is enough to do, then see in the journals what is left of them."""
+    def _claim(self, room: Room, need: Need, living: list[str], out: Update) -> None:
+        """Claim parts until there is enough to do."""
         there = self._claimable()
         if need.pending and any(self.watch.pulses[name].wants for name in living):
             there = [part for part in there if self.owner[part] != FREE]  # given to those that have nothing at all
@@ -319,15 +327,21 @@ class Leases:
             before = self.owner[part]
             size = int(self._open[part])
             if self._make(room, part, self.name):
-                out.adopt.append(part)
                 self._last = part
                 if before not in ("", FREE):
                     out.taken[part] = before
                 wanted -= size
             elif not self._free(part):
                 self._unread = True
-        if out.adopt and (self._unread or living or any(self.generation[part] > 1 for part in out.adopt)):
+
+    def _adopt(self, now: float, room: Room, living: list[str], out: Update) -> None:
+        """See in the journals what is left of the parts that are newly ours: also of one that the file server made
+        ours while it said that it could not."""
+        new = self.mine - self._adopted
+        if new and (self._unread or living or any(self.generation[part] > 1 for part in new)):
             out.known = self._read(now, room)
+        out.adopt = sorted(new)
+        self._adopted |= new
 
     def _choose(self, there: list[int], living: list[str]) -> int:
         """Which of the sorted parts `there` to claim: the next to our last one, else where we are in nobody's way."""

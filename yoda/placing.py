@@ -66,12 +66,29 @@ def launcher(template: str | None, ranks: int, environ: Mapping[str, str]) -> tu
         from tempfile import gettempdir
 
         add["HOME"] = gettempdir()  # Open MPI does not start without
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, env={**environ, **add}).stdout
-    if "Open MPI" in version or "OpenRTE" in version or "prte" in version.lower():
-        ulfm = ["--with-ft", "ulfm"] if " 4." not in version.splitlines()[0] else []
+    version = _open_mpi(found, {**environ, **add})
+    if version:
+        ulfm = ["--with-ft", "ulfm"] if version > 4 else []
         if ulfm and "OMPI_MCA_btl" not in environ:
             ulfm += ["--mca", "btl", "self,sm"]
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.getuid() == 0 else {}
         flags = ["--oversubscribe", "--bind-to", "none", *ulfm]
         return [found, *flags, "-n", str(ranks)], {**add, **root}
     return [found, "-n", str(ranks)], add
+
+
+def _open_mpi(found: str, environ: Mapping[str, str]) -> int:
+    """The version (4, 5) of the Open MPI whose mpiexec `found` is; 0 for any other.
+
+    In a Python environment what came with it tells. Running it does so everywhere, and takes as long as an import of
+    numpy.
+    """
+    folder = os.path.dirname(found)
+    if folder == os.path.dirname(sys.executable):
+        there = [name for name in ("prterun", "hydra_pmi_proxy") if os.path.exists(os.path.join(folder, name))]
+        if len(there) == 1:
+            return 5 if there == ["prterun"] else 0
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, env=environ).stdout
+    if "Open MPI" not in version and "OpenRTE" not in version and "prte" not in version.lower():
+        return 0
+    return 4 if " 4." in version.splitlines()[0] else 5

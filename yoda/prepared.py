@@ -111,6 +111,6 @@ def presence(prepared: Prepared, environ: Mapping[str, str]) -> AbstractContextM
     from slurm.environment import read_allocation
     from yoda.keeper import present
 
-    allocation = read_allocation(environ, time.time(), socket.gethostname(), os.getpid())
     taskdir, timeout = prepared.setting.taskdir, prepared.setting.site.lease_timeout
+    allocation = read_allocation(environ, taskdir.after(time.time()), socket.gethostname(), os.getpid())
     return present(taskdir, prepared.frozen.fingerprint, allocation, timeout, run_command)

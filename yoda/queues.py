@@ -161,7 +161,8 @@ class Queues:
         breakerfile.save(self._path, self._breaker.to_dict())
         if not self._changes:
             return
-        journal = command_journal(self._setting.taskdir, self._fingerprint, command_name("submit"))
+        taskdir = self._setting.taskdir
+        journal = command_journal(taskdir, self._fingerprint, command_name(taskdir, "submit"))
         for change in self._changes:
             journal.note("breaker", time=change.time, **note_of(change).values)
             if change.alert:

@@ -49,7 +49,7 @@ def salvage(images: Images, task: str, fingerprint: str, bad: NDArray[Any], axis
     wanted = placed[same & (placed["size"] > 0) & ~np.isin(placed["keep_start"], bad["keep_start"])]
     wanted = wanted[np.argsort(wanted["start"], kind="stable")]
     taskdir, now = images.taskdir, time.time()
-    name = command_name("salvage")
+    name = command_name(taskdir, "salvage")
     folder = taskdir.segments(name)
     lost, moved, notes = [bad], [], []
     out: SegmentWriter | None = None

@@ -40,6 +40,7 @@ from stageout.site import EndpointSite, StageoutRules
 from stageout.stagerclient import StagerProcess
 from yoda.leasedir import overview
 from yoda.leftopen import done_rows, left_open
+from yoda.nodes import KIND as NODE
 from yoda.sweep import Swept, sweep
 
 SILENT = 600.0  #: seconds without a heartbeat after which an allocation on another machine is taken to be dead here
@@ -169,7 +170,7 @@ class Carrier:
     def note(self, values: dict[str, Any]) -> None:
         """Write a note and make it durable. Raises CannotWrite."""
         if self.journal is None:
-            self.journal = command_journal(self.taskdir, self.fingerprint, command_name("stageout"))
+            self.journal = command_journal(self.taskdir, self.fingerprint, command_name(self.taskdir, "stageout"))
         values = {"time": time.time(), **values}
         self.journal.note(values.pop("note"), **values)
         self.journal.flush()
@@ -348,13 +349,13 @@ class Carrier:
 _last_name = 0  #: milliseconds
 
 
-def command_name(what: str) -> str:
+def command_name(taskdir: TaskDir, what: str) -> str:
     """A name for the journal of a command that is no allocation; it comes after all that exist now.
 
     No name is given twice: two within one millisecond are a millisecond apart.
     """
     global _last_name
-    _last_name = now = max(time.time_ns() // 1_000_000, _last_name + 1)
+    _last_name = now = max(int(1000 * taskdir.after(time.time())), _last_name + 1)
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1000)) + f"{now % 1000:03d}Z"
     return f"{stamp}-{what}-{os.getpid()}"
 
@@ -364,14 +365,14 @@ def command_journal(taskdir: TaskDir, fingerprint: str, name: str) -> JournalWri
     return JournalWriter(taskdir.journal(name), fingerprint, name, created=time.time())
 
 
-def reset(taskdir: TaskDir, fingerprint: str, storage: Storage, endpoint: str) -> bool:
-    """A person says that this endpoint is well again; False when there was nothing to reset."""
+def reset(taskdir: TaskDir, fingerprint: str, storage: Storage, name: str) -> bool:
+    """A person says that this endpoint (or node: `node:NAME`) is well again; False when there was nothing to reset."""
     path = breakerfile.state_path(storage.rules, taskdir.root)
     breaker, now = Breaker(storage.rules.breaker, breakerfile.load(path)), time.time()
-    changes = breaker.reset(f"endpoint:{endpoint}", now)
+    changes = breaker.reset(name if name.startswith(NODE) else f"endpoint:{name}", now)
     breakerfile.save(path, breaker.to_dict())
     for c in changes:
-        journal = command_journal(taskdir, fingerprint, command_name("reset"))
+        journal = command_journal(taskdir, fingerprint, command_name(taskdir, "reset"))
         values = {"key": c.key, "before": c.before, "after": c.after, "reason": c.reason, "alert": c.alert}
         journal.note("breaker", time=c.time, **values)
         journal.flush()

@@ -29,7 +29,9 @@ def add_stageout(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_wait(one)
     one.add_argument("--manifest", action="store_true", help="print every object with checksums, ranges and copies")
     one.add_argument("--sweep", action="store_true", help="also look for objects that no journal knows of")
-    one.add_argument("--reset", metavar="ENDPOINT", help="this endpoint is well again, whatever happened before")
+    one.add_argument(
+        "--reset", metavar="NAME", help="this endpoint, or `node:NAME`, is well again, whatever happened before"
+    )
     one.add_argument("--beside", type=int, help=argparse.SUPPRESS)
     one.set_defaults(command=stageout_command)
 

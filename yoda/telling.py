@@ -38,12 +38,13 @@ class Teller:
         elif note.name == "gave":
             self._say(f"{len(v['parts'])} parts of the axis are given to allocations that have nothing to do")
         elif note.name == "breaker":
-            more = "; it stays off until somebody says `yoda stageout --reset`" if v.get("alert") else ""
             kind, _, name = str(v["key"]).partition(":")
+            well = f"{kind}:{name}" if kind == "node" else name
+            more = f"; it stays off until somebody says `yoda stageout --reset {well}`" if v.get("alert") else ""
             if kind == "endpoint":
                 self._say(f"storage {name} is {v['after']} for Droid {v['by']}: {v['reason']}{more}")
             else:
-                self._say(f"{kind} {name} is {v['after']}: {v['reason']}")
+                self._say(f"{kind} {name} is {v['after']}: {v['reason']}{more}")
         elif note.name == "blocked":
             self._say(f"Droid {v['by']}: {v['waiting']} segments wait: no storage is well; processing goes on")
         elif note.name == "evidence":

@@ -4,7 +4,7 @@ The site: allocations of one node, 128 single-core slots, a wall of 4.05 h; payl
 in the median and 2.49 h at 90 % (lognormal); one allocation in a hundred loses its node. In 14 days 106,000 core-hours
 were thrown away beside 384,000 delivered: 22 %.
 
-Four views of the same events:
+Three views of the same events:
 
 * *whole jobs*: each slot runs one payload after another; what the wall or the loss of the node cuts short is thrown
   away. The model has one free number: slots begin nothing in the last 45 minutes. (25 % if they always do, 20 % if they

@@ -769,6 +769,20 @@ def test_what_was_revoked_does_not_come_back_with_a_dead_worker() -> None:
     assert not d.core.workers[0].unwanted
 
 
+def test_what_is_granted_anew_comes_back_with_a_dead_worker() -> None:
+    """Who was believed lost is told that all it had was done by others; part of it may become its own again."""
+    d = Droid(1)
+    d.measured(0.01)
+    d.granted((10, 12), (70, 72), size=2)
+    assert len(d.core.workers[0].given) == 2
+    assert not of(d.core.revoked(d.now, [(0, 50, 0), (60, 100, 0)], d.slots), Kill)
+    d.results(0, (Kind.DONE, 10, 12))
+    d.granted((20, 30), size=10)
+    assert (20, 30, 0) in d.core.workers[0].given
+    d.died(0)
+    assert backlog(d) == [(20, 30, 0)]
+
+
 # -- fields ------------------------------------------------------------------------------------------------------------
 
 

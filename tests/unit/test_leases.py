@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +18,13 @@ import pytest
 from eventrange.errors import CannotWrite
 from eventrange.intervals import IntervalSet
 from eventrange.ledger import Ledger
-from eventrange.messages import Revoke, unpack_ranges
+from eventrange.messages import Drain, Revoke, unpack_ranges
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from slurm.commands import Ran
 from slurm.environment import Allocation
 from yoda.dispatcher import Dispatcher, Note, Send, Settings, Write
-from yoda.keeper import Keeper, beat_interval, present
+from yoda.keeper import UNABLE, Keeper, beat_interval, present
 from yoda.leasedir import ALIVE, Heart, LeaseDir, machine, overview, process_start
 from yoda.leases import FREE, PARTS, Known, Lease, Leases, Need, Pulse, Watch, divide
 
@@ -419,6 +421,97 @@ def test_what_cannot_be_claimed_is_an_error_at_the_start(task: TaskDir) -> None:
     leases = Leases("me", divide([], 10), 60.0)
     with pytest.raises(CannotWrite):
         Keeper(leases, room, None, ledger).first()
+
+
+class Failing(Memory):
+    """A room on a file server in trouble: `broken` are the calls that fail, `made` what it made all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken: set[str] = set()
+        self.before = 0  #: claims that go well before they fail
+
+    def leases(self) -> list[Lease]:
+        if "leases" in self.broken:
+            raise OSError(errno.ESTALE, "Stale file handle", "leases")
+        return super().leases()
+
+    def claim(self, part: int, generation: int, owner: str) -> str:
+        if "claim" in self.broken:
+            self.before -= 1
+            if self.before < 0:
+                raise CannotWrite(path="leases", detail="quota")
+        owner = super().claim(part, generation, owner)
+        if "answer" in self.broken:
+            raise CannotWrite(path="leases", detail="I/O error")
+        return owner
+
+
+def in_trouble() -> tuple[Ledger, Failing, Keeper, Dispatcher, list[float]]:
+    """Some of 200 events in 20 parts are claimed and done; one Droid is there."""
+    ledger, room, now = Ledger(200), Failing(), [0.0]
+    ledger.pending.add(0, 200)
+    keeper = Keeper(Leases("me", edges(20), 60.0), room, None, ledger, lambda: now[0])
+    keeper.leases.begin(0.0, room)
+    keeper.first()
+    dispatcher = Dispatcher(ledger, [0], Settings(), 200)
+    dispatcher.hello(0.0, 1, "here", 2)
+    for start, stop in list(ledger.pending):
+        ledger.grant(1, start, stop)
+        ledger.finish(1, start, stop)
+    return ledger, room, keeper, dispatcher, now
+
+
+def look(keeper: Keeper, dispatcher: Dispatcher, now: list[float], seconds: float) -> list[Any]:
+    """Rounds, a second apart."""
+    out: list[Any] = []
+    for _ in range(round(seconds)):
+        now[0] += 1.0
+        out += keeper.tick(now[0], dispatcher)
+        keeper._round()
+    return out + keeper.tick(now[0], dispatcher)
+
+
+@pytest.mark.parametrize("call", ["leases", "claim"])
+def test_a_file_server_that_fails_for_a_moment_costs_a_moment(call: str) -> None:
+    ledger, room, keeper, dispatcher, now = in_trouble()
+    room.broken = {call}
+    look(keeper, dispatcher, now, 0.5 * UNABLE)
+    assert not ledger.pending and dispatcher.exit_code is None and not dispatcher.draining
+    room.broken = set()
+    look(keeper, dispatcher, now, 2)
+    assert ledger.pending
+    for start, stop in list(ledger.pending):
+        ledger.grant(1, start, stop)
+        ledger.finish(1, start, stop)
+    room.broken = {call}  # patience begins anew
+    look(keeper, dispatcher, now, 0.5 * UNABLE)
+    assert dispatcher.exit_code is None and not dispatcher.draining
+
+
+@pytest.mark.parametrize("call", ["leases", "claim"])
+def test_who_can_claim_nothing_for_long_ends_and_says_why(call: str) -> None:
+    ledger, room, keeper, dispatcher, now = in_trouble()
+    room.broken = {call}
+    todo = look(keeper, dispatcher, now, UNABLE + 3)
+    assert any(isinstance(step, Send) and isinstance(step.message, Drain) for step in todo)
+    code, why = dispatcher.result()
+    assert code == 73 and "leases" in why and ledger.open == 200 - ledger.done > 0
+
+
+@pytest.mark.parametrize("made", ["before it failed", "although it failed"])
+def test_parts_that_were_made_ours_in_a_round_that_failed_are_worked_on(made: str) -> None:
+    ledger, room, keeper, dispatcher, now = in_trouble()
+    held = set(keeper.held)
+    room.broken, room.before = ({"claim"}, 2) if made == "before it failed" else ({"answer"}, 0)
+    look(keeper, dispatcher, now, 1)
+    room.broken = set()
+    keeper._need = Need(working=False)  # nothing more is claimed
+    keeper._round()
+    keeper.tick(now[0], dispatcher)
+    ours = {part for (part, _), owner in room.files.items() if owner == "me"}
+    assert len(ours - held) == (2 if made == "before it failed" else 1)
+    assert keeper.held == ours and ledger.pending.total == 10 * len(ours - held)
 
 
 def beginning() -> tuple[Ledger, Memory, Keeper, Dispatcher]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eventrange.taskdir import TaskDir
+from slurm.environment import read_allocation
 from stageout import breakerfile
 from stageout.breaker import Breaker
 from stageout.catalogue import Catalogue, Known, SegmentId, key_of, prefix_of, read_catalogue, task_prefix
@@ -196,6 +198,21 @@ def test_no_storage_is_no_page() -> None:
     assert storage_view(catalogue(sealed())) is None and switched_view(catalogue(sealed())) is None
 
 
-def test_no_two_commands_journals_of_one_process_have_the_same_name() -> None:
-    names = [command_name("submit") for _ in range(300)]  # several within each millisecond
+def test_no_two_commands_journals_of_one_process_have_the_same_name(tmp_path: Path) -> None:
+    names = [command_name(TaskDir(str(tmp_path)), "submit") for _ in range(300)]  # several within each millisecond
     assert len(set(names)) == 300 and names == sorted(names)
+
+
+def test_the_journal_of_a_command_comes_behind_one_whose_clock_was_ahead(tmp_path: Path) -> None:
+    """Names tell the order: what comes before cannot take back what comes after it."""
+    task = TaskDir(str(tmp_path))
+    task.make()
+    for ahead in (3600.0, 0.0, 400 * 86400.0):
+        theirs = read_allocation({}, time.time() + ahead, "host", 1).name
+        Path(task.journal(theirs)).touch()
+        Path(task.journal("zz-not-a-date")).touch()
+        ours = read_allocation({}, task.after(time.time()), "host", 2).name
+        command = command_name(task, "salvage")
+        assert theirs < ours and theirs < command
+    Path(task.journal("99999999T999999999Z-x")).touch()
+    assert task.after(5.0) == 5.0  # no date: nothing can be said

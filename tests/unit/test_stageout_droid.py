@@ -18,10 +18,12 @@ from eventrange.journal import JournalWriter
 from eventrange.records import Kind
 from eventrange.segment import checksum, writer
 from eventrange.taskdir import TaskDir
+from stageout import breakerfile
 from stageout.catalogue import SegmentId, read_catalogue
-from stageout.site import BreakerRules, EndpointSite, StageoutRules
+from stageout.site import BreakerRules, EndpointSite, NodeBreakerRules, StageoutRules
 from stageout.stagerclient import StagerProcess
 from yoda.leasedir import Heart
+from yoda.nodes import Nodes
 from yoda.stageout import Outcome, Storage, _alone, endpoints_note, reset, stage_out, storage_of
 from yoda.sweep import Swept
 
@@ -384,3 +386,13 @@ def test_a_person_may_say_that_an_endpoint_is_well(tmp_path: Path, task: TaskDir
     storage = Storage((gone,), rules(breaker=once))
     assert reset(task, PRINT, storage, "one/gone") and not reset(task, PRINT, storage, "one/gone")
     assert go(task, gone, breaker=once) == Outcome(staged=2)
+
+
+def test_a_person_may_say_that_a_node_is_well(task: TaskDir) -> None:
+    storage, path = Storage((), rules()), breakerfile.state_path(rules(), task.root)
+    nodes = Nodes(NodeBreakerRules(opens=1))
+    nodes.doubted(1.0, "n1", "failed")
+    breakerfile.save(path, nodes.state)
+    assert not Nodes(state=breakerfile.load(path)).allow(1e12, "n1")[0]  # off for good
+    assert reset(task, PRINT, storage, "node:n1") and not reset(task, PRINT, storage, "node:n1")
+    assert Nodes(state=breakerfile.load(path)).allow(2.0, "n1")[0]

@@ -276,3 +276,43 @@ def test_work_is_given_out_once_for_many_results_unless_that_takes_long(
         assert told == ["collected"] * times, "only the ends of files were left"
     os.close(bell)
     os.close(heard)
+
+
+class Failing:
+    """Events that take long, of which the one at 2 raises; what it says cannot be encoded."""
+
+    per_event, needs_events = True, False
+
+    def each(self, positions: Any) -> Callable[[Any], dict[str, Any]]:
+        def process(event: int) -> dict[str, Any]:
+            until = time.process_time() + 0.2
+            while time.process_time() < until:
+                pass
+            if event == 2:
+                raise ValueError("read \udcff in a damaged file")
+            return {"x": event}
+
+        return process
+
+    def process_events(self, events: Any, positions: Any) -> list[dict[str, Any]]:
+        raise AssertionError("these are done one by one")
+
+
+def test_an_exception_is_one_failed_event_with_its_own_time_whatever_it_says() -> None:
+    sent: list[bytes] = []
+    loop = WorkerLoop(Failing(), None, Slots(1).worker(0), lambda parts, _: sent.append(b"".join(parts)), {})  # type: ignore[arg-type]
+    begun = time.time()
+    loop.process((0, 4, 0))
+    ended = time.time()
+    loop.flush()
+    ((_, payload),) = wire.FrameReader().feed(memoryview(sent[0]))
+    rows, extra, _ = wire.unbatch(payload)
+    spans = [(Kind.DONE, 0, 2), (Kind.FAILED, 2, 3), (Kind.DONE, 3, 4)]
+    assert [(Kind(k), a, b) for k, a, b in rows[["kind", "start", "stop"]].tolist()] == spans
+    (evidence,) = extra.evidence
+    assert "damaged file" in evidence.text and "\\udcff" in evidence.text
+    # They lie one behind the other, and none is counted twice.
+    ends = rows["time"] + rows["wall"]
+    assert begun <= rows["time"][0] and ends[-1] <= ended + 0.01
+    assert (rows["time"][1:] > ends[:-1] - 0.1).all() and rows["wall"].sum() < ended - begun + 0.01
+    assert (rows["cpu"] > [0.35, 0.15, 0.15]).all() and 0.15 < evidence.cpu < 0.35

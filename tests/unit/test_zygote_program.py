@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from droid.crew import Crew
@@ -73,3 +74,62 @@ def test_a_zygote_that_does_not_read_is_not_waited_for() -> None:
             asked += 1
             assert asked < 10_000
         assert asked > 0
+
+
+def test_a_node_has_more_workers_than_its_zygote_reads_messages() -> None:
+    """The socket between them holds some two hundred."""
+    workers = 400
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    poll = select.poll()
+    with ours, theirs:
+        crew = Crew(ours, Slots(workers), "", Owner(), poll, 2)
+        crew.ready = True
+        crew.set_task({"name": "task"})
+        for index in range(workers):
+            crew.spawn(index)
+        crew.kill_all()
+        assert not crew.program(["program"], {}, (0, 1, 2))  # it would overtake
+        assert not poll.poll(0)  # nothing to do until the zygote reads
+        told: list[tuple[str, Any]] = []
+        theirs.setblocking(False)
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(theirs, 1 << 16, 3)
+            except BlockingIOError:
+                if not poll.poll(0):
+                    break
+                crew.hear()
+                continue
+            told += msgspec.msgpack.decode(data).items()
+            assert len(fds) == {"task": 1, "spawn": 2, "kill": 0}[told[-1][0]]
+            for fd in fds:
+                os.close(fd)
+        spawned, killed = [("spawn", n) for n in range(workers)], [("kill", n) for n in range(workers)]
+        assert told == [("task", True), *spawned, *killed]
+        assert crew.program(["program"], {}, (0, 1, 2))
+        crew.spawn(0)
+        crew.end()
+
+
+def test_what_a_dead_zygote_was_to_be_told_is_forgotten() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    poll, failed = select.poll(), []
+
+    class Told(Owner):
+        def zygote_failed(self, text: str, exit_code: int) -> None:
+            failed.append(text)
+
+    crew = Crew(ours, Slots(300), "", Told(), poll, 2)
+    for index in range(300):
+        crew.spawn(index)
+    theirs.close()
+    assert poll.poll(0)
+    crew.hear()
+    assert failed and not poll.poll(0)
+    crew.kill_all()
+    crew.end()
+    del crew
+    assert len(os.listdir("/proc/self/fd")) == before
