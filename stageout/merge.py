@@ -8,8 +8,11 @@ files are complete and durable; `merge.json` comes last and is what says that a 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ from stageout.winners import PLACED, common, gaps, joined, winners
 __all__ = ["PLACED", "Merged", "gaps", "merge", "winners"]
 
 VERSION = 1
+STALE = 86400.0  #: seconds after which a half-written file that nobody writes to is taken to be left over
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,11 @@ def merge(
     paths = [os.path.join(folder, entry) for entry in names]
     step = events_per_file or max(events, 1)
     extra = dict(attributes or {}) | {"task": name, "fingerprint": fingerprint}
-    temporaries = [f"{path}.tmp" for path in paths]
+    # Names of their own: one that was taken for dead and wakes up must not write into the file of another.
+    token = os.urandom(4).hex()
+    temporaries = [f"{path}.{token}.tmp" for path in paths]
     try:
+        _tidy(folder, stem, suffix, file is None)
         sample(plan)
         while True:
             try:
@@ -211,7 +218,7 @@ def _write(
                         image = next(coming, None)
                     if image is None:
                         break
-                    inside = min(len(image.positions), stop - int(image.positions[0]))
+                    inside = int(np.searchsorted(image.positions, stop))  # there may be holes
                     if inside < len(image.positions):
                         rest = image.select(slice(inside, None))
                         image = image.select(slice(0, inside))
@@ -228,6 +235,16 @@ def _write(
                 out.abandon()
                 raise
     return written
+
+
+def _tidy(folder: str, stem: str, suffix: str, alone: bool) -> None:
+    """Remove what merges that were killed have left: all of it where nobody else has the right to merge."""
+    left = re.compile(rf"{re.escape(stem)}(-\d{{5,}})?{re.escape(suffix)}\.([0-9a-f]{{8}}\.)?tmp")
+    for name in filter(left.fullmatch, os.listdir(folder)):
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError):
+            if alone or os.path.getmtime(path) < time.time() - STALE:
+                os.unlink(path)
 
 
 def _publish(temporaries: list[str], paths: list[str], folder: str, files: Files) -> None:

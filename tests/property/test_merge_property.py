@@ -4,8 +4,10 @@ import os
 import sys
 import tempfile
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,3 +119,38 @@ def test_same_bytes_from_any_history(
             assert raw[0] == raw[1]
     finally:
         finalfile.CHUNK = before
+
+
+def _images(draw: st.DrawFn, holes: set[int]) -> list[tuple[int, int]]:
+    """Ranges that cover everything but `holes`, cut anywhere."""
+    cuts = draw(st.sets(st.integers(1, COUNT - 1), max_size=15)) | {0, COUNT} | holes | {at + 1 for at in holes}
+    return [(low, high) for low, high in pairwise(sorted(cuts)) if low not in holes]
+
+
+@given(st.data(), st.sets(st.integers(0, COUNT - 1), max_size=12), st.sampled_from([None, 1, 7, 13]))
+@settings(max_examples=60, deadline=None)
+def test_events_that_were_given_up_shift_no_other_into_another_file(
+    data: st.DataObject, holes: set[int], per_file: int | None
+) -> None:
+    """Whatever images they came in, an event is in the file of its place on the axis."""
+    quarantined = np.array([(at, at + 1) for at in sorted(holes)], np.int64).reshape(-1, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        raw = []
+        for number in range(2):
+            os.makedirs(source := os.path.join(folder, f"s{number}"))
+            task, out = Task(source, numbers), os.path.join(folder, f"m{number}")
+            for start, stop in data.draw(st.composite(_images)(holes)):
+                task.done(start, stop)
+            merged = merge(
+                *(task.placed(), task.fetch, out, "t", COUNT),
+                fetch_many=task.fetch_many,
+                events_per_file=per_file,
+                quarantined=quarantined,
+            )
+            step = per_file or COUNT
+            for at, name in enumerate(merged.files):
+                there = [event for event in range(at * step, min(COUNT, (at + 1) * step)) if event not in holes]
+                with h5py.File(os.path.join(out, name)) as file:
+                    assert file["event"][()].tolist() == there and file.attrs["events"] == len(there)
+            raw.append([Path(out, name).read_bytes() for name in merged.files])
+        assert raw[0] == raw[1]

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 from merging import Task, event, events_in, numbers, same, whole
 
 from eventrange import image, records
-from eventrange.errors import FieldsChanged, ImageMissing, MergeIncomplete
+from eventrange.errors import CannotWrite, FieldsChanged, ImageMissing, MergeIncomplete
 from eventrange.records import Kind
 from stageout import finalfile
 from stageout.merge import gaps, merge, winners
@@ -24,7 +25,7 @@ from stageout.merge import gaps, merge, winners
 
 def _go(task: Task, out: Path, count: int, **options: Any) -> Any:
     options = {"fetch_many": task.fetch_many, "fingerprint": "f00d", "attributes": {"seed": 42}} | options
-    return merge(task.placed(), task.fetch, str(out), "t", count, **options)
+    return merge(task.placed(), options.pop("fetch", task.fetch), str(out), "t", count, **options)
 
 
 # --- winners ----------------------------------------------------------------------------------------------------------
@@ -170,6 +171,43 @@ def test_second_merge_does_nothing_until_something_changes(tmp_path: Path) -> No
     (tmp_path / "m" / "merge.json").write_text("{")
     assert _go(task, tmp_path / "m", 30).fresh
     assert _go(task, tmp_path / "m", 30, compression="none").fresh
+
+
+def test_one_that_sleeps_while_another_merges_spoils_nothing(tmp_path: Path) -> None:
+    """It was taken for dead; each writes into a file of its own."""
+    task, out = whole(str(tmp_path / "s"), 50), tmp_path / "m"
+    calls: list[bool] = []
+
+    def sleeps(row: Any, **options: Any) -> bytes:
+        calls.append(any(name.endswith(".tmp") for name in os.listdir(out)))
+        if calls.count(True) == 5:  # in the middle of writing
+            _go(task, out, 50, **options)
+        return task.fetch(row)
+
+    with pytest.raises(CannotWrite):  # what it wrote was cleared away
+        _go(task, out, 50, fetch=sleeps, fetch_many=None)
+    right = (out / "t.h5").read_bytes()
+    assert sorted(os.listdir(out)) == ["merge.json", "t.h5"] and not _go(task, out, 50).fresh
+    calls.clear()
+    mine = {"file": "mine.h5"}  # without the right to merge nobody clears anything away
+    _go(task, out, 50, fetch=partial(sleeps, **mine), fetch_many=None, **mine)
+    assert len(calls) > 5 and (out / "mine.h5").read_bytes() == right and not _go(task, out, 50, **mine).fresh
+
+
+def test_what_killed_merges_left_is_removed(tmp_path: Path) -> None:
+    task, out = whole(str(tmp_path / "s"), 50), tmp_path / "m"
+    out.mkdir()
+    left = ["t.h5.tmp", "t.h5.0123abcd.tmp", "t-00003.h5.0123abcd.tmp"]
+    others = ["t.h5.old", "tt.h5.0123abcd.tmp", "t.h5.mine.tmp"]
+    for name in [*left, *others]:
+        (out / name).touch()
+    _go(task, out, 50)
+    assert sorted(os.listdir(out)) == sorted([*others, "merge.json", "t.h5"])
+    for name in ("u.h5.0123abcd.tmp", "u.h5.fedcba98.tmp"):
+        (out / name).touch()
+    os.utime(out / "u.h5.0123abcd.tmp", (1.0, 1.0))
+    _go(task, out, 50, file="u.h5")  # there another one may be at work
+    assert (out / "u.h5.fedcba98.tmp").exists() and not (out / "u.h5.0123abcd.tmp").exists()
 
 
 def test_missing_events_are_named(tmp_path: Path) -> None:
