@@ -6,9 +6,12 @@ import glob
 import os
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from eventrange.errors import ConfigError, InputMissing
-from yoda.validate import Origins
+
+if TYPE_CHECKING:
+    from yoda.validate import Origins
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")

@@ -16,7 +16,7 @@ from typing import Any
 
 from eventrange.errors import RUN_AGAIN, LauncherEnded
 from yoda.orphan import STARTER
-from yoda.setting import EXIT_FILE, Setting
+from yoda.setting import EXIT_FILE, Setting, hand_on
 
 HURRY = 2.0  #: seconds a launcher may take to end its ranks when the user interrupts twice
 LATE = 30  #: seconds a launcher may take to end after rank 0 has
@@ -52,7 +52,7 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
         # gets that id next does not start. So it gets a place of its own, unless it was given one.
         own = {"PRTE_MCA_prte_tmpdir_base": folder} if nodes == 1 else {}
         if nodes == 1:
-            extra = {**extra, STARTER: str(os.getpid())}
+            extra = {**extra, STARTER: str(os.getpid()), **hand_on(setting, prepared.frozen, f"{folder}/setting")}
         env = {**own, **environ, **extra, **line.environment, EXIT_FILE: exit_file}
         child = subprocess.Popen(
             arguments, env=env, start_new_session=True, preexec_fn=_end_with(os.getpid()), **line.pipes

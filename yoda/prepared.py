@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from eventrange.errors import BAD_DATA, OK, RangesDamaged
 from eventrange.taskdir import TaskDir
 from yoda.frozen import Frozen
 from yoda.setting import Setting
-from yoda.task import open_task
 
 if TYPE_CHECKING:  # our launcher does without them, and without numpy, unless a task may be complete
     from eventrange.axis import Axis
@@ -47,6 +48,9 @@ class Prepared:
 
 def prepare(setting: Setting) -> Prepared:
     """Open or make the task directory; count and index the inputs if that has not been done."""
+    if setting.frozen is not None:
+        return Prepared(setting, msgspec.msgpack.decode(setting.frozen, type=Frozen))
+    from yoda.task import open_task
 
     def plan() -> dict[str, Any]:
         from yoda.sources import axis_of

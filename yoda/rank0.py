@@ -16,7 +16,7 @@ from eventrange.history import Progress
 from eventrange.intervals import IntervalSet
 from yoda.finish import after
 from yoda.prepared import Prepared, ledger_of, prepare, presence
-from yoda.setting import EXIT_FILE, Request, read, report_error
+from yoda.setting import EXIT_FILE, Request, handed, report_error
 from yoda.story import plain_progress, sayer, told_when_moved
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def rank0(request: Request, environ: Mapping[str, str], begun: float) -> int:
     mpi: Any = None
     shell: MasterShell | None = None
     try:
-        setting = read(request)
+        setting = handed(request, environ)
         prepared = prepare(setting)
         offered = offered_types(environ)
         with (

@@ -19,7 +19,7 @@ from typing import Any
 
 from eventrange.errors import YodaError
 from yoda.orphan import PARENT
-from yoda.setting import EXIT_FILE, Request, Setting, load_payload, read, report_error
+from yoda.setting import EXIT_FILE, Request, Setting, handed, load_payload, read, report_error
 
 INDEXING = 6  #: times longer a Droid waits for MPI to start than rank 0, which may be busy with the inputs
 ALONE = 15.0  #: seconds after which an error that all ranks should see is this rank's alone
@@ -46,7 +46,7 @@ def run(request: Request, environ: Mapping[str, str] = os.environ) -> int:
 
         return rank0(request, environ, begun)
     try:
-        setting = read(request)
+        setting = handed(request, environ)
     except YodaError as error:
         return _cannot_begin(error)
     return droid_rank(setting, begun)

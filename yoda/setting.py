@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from eventrange.errors import YodaError
 from eventrange.taskdir import TaskDir
-from yoda.config import Job, Site, default_task_dir, load_job, load_site
+from yoda.schema import Job, Site
 
+if TYPE_CHECKING:
+    from yoda.frozen import Frozen
+
+HANDED = "YODA_SETTING"  #: names the file in which our launcher hands on to its ranks what it has read
 EXIT_FILE = "YODA_EXIT_FILE"  #: names the file in which rank 0 leaves its exit code for our launcher; empty till then
 
 
@@ -54,10 +60,46 @@ class Setting:
     job: Job
     site: Site
     taskdir: TaskDir
+    frozen: bytes | None = None  #: the task (yoda.frozen.Frozen, msgpack) where our launcher has opened it
+
+
+class _Handed(msgspec.Struct, frozen=True):
+    arguments: list[str]
+    job: Job
+    site: Site
+    root: str
+    task: msgspec.Raw
+
+
+def hand_on(setting: Setting, frozen: Frozen, path: str) -> dict[str, str]:
+    """Write what was read to `path`, so that ranks on this machine need neither read nor check it again; returns what
+    their environment has to say. What cannot be written down they read for themselves."""
+    try:
+        task = msgspec.Raw(msgspec.msgpack.encode(msgspec.structs.replace(frozen, warnings=())))
+        handed = _Handed(setting.request.arguments(), setting.job, setting.site, setting.taskdir.root, task)
+        with open(path, "xb") as file:
+            file.write(msgspec.msgpack.encode(handed))
+    except (OSError, OverflowError, TypeError, ValueError):
+        return {}
+    return {HANDED: path}
+
+
+def handed(request: Request, environ: Mapping[str, str]) -> Setting:
+    """What our launcher read for this `request`; what is read now if none did."""
+    try:
+        with open(environ[HANDED], "rb") as file:
+            found = msgspec.msgpack.decode(file.read(), type=_Handed)
+    except (KeyError, OSError, msgspec.DecodeError):
+        return read(request)
+    if found.arguments != request.arguments():  # a payload that runs Yoda has our environment, too
+        return read(request)
+    return Setting(request, found.job, found.site, TaskDir(found.root), bytes(found.task))
 
 
 def read(request: Request, here: bool = True) -> Setting:
     """Read and check job and site. Where it is not `here` that the job runs, its scratch folder need not exist."""
+    from yoda.config import default_task_dir, load_job, load_site
+
     job = load_job(request.job, request.sets)
     site = load_site(request.site, request.sets, here=here)
     root = os.path.abspath(request.task or default_task_dir(job))
