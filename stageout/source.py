@@ -2,7 +2,9 @@
 
 From endpoints only the needed images travel, in ranged reads that take neighbours along; a few such spans are kept in
 memory. An endpoint that cannot be reached is not asked again, and what only it has is `away`: that is not damage, and
-nobody should make those events again. An image that is wrong in one place is looked for in the next.
+nobody should make those events again. So is a copy at an address that no endpoint has any more, under whatever name;
+the endpoint with the name it had is asked all the same, for the objects may have been moved there. An image that is
+wrong in one place is looked for in the next.
 """
 
 from __future__ import annotations
@@ -52,11 +54,12 @@ class Images:
         self.remote_bytes = 0
         self._open_endpoints = open_endpoints
         self._endpoints: Sequence[Endpoint] | None = None
+        self._down: set[str] = set()  # endpoints that did not answer
         self._lock = threading.Lock()
         self._local = threading.local()
         self._order: NDArray[np.int64] | None = None
         self._spans: dict[SegmentId, list[_Span]] = {}
-        self._kept: OrderedDict[tuple[str, SegmentId, int], Future[bytes]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, int], Future[bytes]] = OrderedDict()
 
     def id_of(self, row: Any) -> SegmentId:
         """The segment of a row of PLACED."""
@@ -80,23 +83,25 @@ class Images:
                 pass
         details = [str(first.values["detail"])]
         away = False
-        for endpoint in self._candidates(known):
-            if endpoint.name not in self.offline:
+        candidates, lost_sight_of = self._candidates(known)
+        for endpoint, key in candidates:
+            if endpoint.name not in self._down:
                 try:
-                    return self._remote(endpoint, known, offset, size, crc)
+                    return self._remote(endpoint, id, key, offset, size, crc)
                 except (StorageMissing, StorageCorrupt, ImageDamaged) as error:
                     details.append(f"{endpoint.name}: {error.values['detail']}")
                     continue
                 except StorageError as error:
                     with self._lock:
+                        self._down.add(endpoint.name)
                         self.offline[endpoint.name] = str(error.values["detail"])
             away = True
             details.append(f"{endpoint.name} cannot be reached: {self.offline[endpoint.name]}")
-        for name in known.copies.keys() - {e.name for e in self._endpoints or ()}:
+        for name, url in lost_sight_of:
             away = True  # the site file no longer tells how to get there
             with self._lock:
-                self.offline.setdefault(name, "it is not in the site file")
-            details.append(f"{name} is not in the site file")
+                self.offline.setdefault(name, f"{url} is not in the site file, under any name")
+            details.append(f"{name}: {url} is not in the site file")
         if away:
             with self._lock:
                 self.away.add((id, offset))
@@ -134,17 +139,25 @@ class Images:
             reader = self._local.reader = SegmentReader(16)
         return reader
 
-    def _candidates(self, known: Known) -> list[Endpoint]:
+    def _candidates(self, known: Known) -> tuple[list[tuple[Endpoint, str]], list[tuple[str, str]]]:
+        """(endpoint, key) that may have a copy, and (name, url) of the copies that are at none of our endpoints."""
         if not known.copies:
-            return []
+            return [], []
         with self._lock:
             if self._endpoints is None:
                 self._endpoints = self._open_endpoints()
-        return [endpoint for endpoint in self._endpoints if endpoint.name in known.copies]
+        found, seen = [], set()
+        for endpoint in self._endpoints:
+            for name, (key, url) in known.copies.items():
+                at = endpoint.url(key)
+                if endpoint.name == name or at == url:
+                    seen.add(at)
+                    if (endpoint, key) not in found:
+                        found.append((endpoint, key))
+        return found, [(name, url) for name, (_, url) in known.copies.items() if url not in seen]
 
-    def _remote(self, endpoint: Endpoint, known: Known, offset: int, size: int, crc: int) -> bytes:
-        key = known.copies[endpoint.name][0]
-        start, data = self._span(endpoint, known.id, key, offset)
+    def _remote(self, endpoint: Endpoint, id: SegmentId, key: str, offset: int, size: int, crc: int) -> bytes:
+        start, data = self._span(endpoint, id, key, offset)
         image = data[offset - start : offset - start + size]
         verify(image, size, crc, key, offset)
         return image
@@ -157,7 +170,7 @@ class Images:
                 spans = self._spans[id] = self._cut(id)
             number = bisect_right(spans, offset, key=itemgetter(0)) - 1
             start, size = spans[number]
-            place = endpoint.name, id, number
+            place = endpoint.name, key, number
             future = self._kept.get(place)
             mine = future is None
             if future is None:

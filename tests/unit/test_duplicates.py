@@ -1,5 +1,5 @@
-"""Two images of one event: should the one that counts be damaged everywhere, the other is used before anything is made
-again."""
+"""What has an image somewhere is not made again: not while there is another image of the same events, nor while a copy
+may be where storage cannot be asked."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from eventrange.journal import JournalWriter
 from eventrange.records import Kind
 from eventrange.segment import checksum, writer
 from eventrange.taskdir import TaskDir
+from stageout.site import EndpointSite
 from stageout.winners import PLACED, instead, winners
 from yoda.merging import MergeChoices, merge_task
+from yoda.schema import Site
 
 COUNT = 20
 
@@ -95,6 +97,16 @@ def merged(task: TaskDir, tmp_path: Path) -> Callable[..., list[str]]:
     return call
 
 
+def staged(task: TaskDir, journal: str, allocation: str, **where: str) -> None:
+    """The note of a copy of an allocation's segment, in a journal of its own."""
+    out = JournalWriter(task.journal(journal), frozen(Path(task.root).parent, COUNT).fingerprint, journal)
+    out.note(
+        "staged", allocation=allocation, droid=1, segment=0, key="k", size=1, adler32="0", sha256="0" * 64, **where
+    )
+    out.flush()
+    out.file.close()
+
+
 def spoil(task: TaskDir, allocation: str, *starts: int) -> None:
     """Damage the images of an allocation that begin at these positions."""
     rows, of, names = done_records(task, frozen(Path(task.root).parent, COUNT).fingerprint)
@@ -140,11 +152,7 @@ def test_a_winner_on_storage_that_is_away_is_waited_for_only_without_another_ima
     task: TaskDir, merged: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     fingerprint = frozen(tmp_path, COUNT).fingerprint
-    journal = JournalWriter(task.journal("2020c"), fingerprint, "2020c")
-    known = {"allocation": "2020a", "droid": 1, "segment": 0, "endpoint": "gone", "key": "k", "url": "s3://b/k"}
-    journal.note("staged", **known, size=1, adler32="0", sha256="0" * 64)
-    journal.flush()
-    journal.file.close()
+    staged(task, "2020c", "2020a", endpoint="gone", url="s3://b/k")
     spoil(task, "2020a", 0, 4)
     merged()
     spoil(task, "2020a", 12)
@@ -152,3 +160,21 @@ def test_a_winner_on_storage_that_is_away_is_waited_for_only_without_another_ima
     with pytest.raises(StorageOffline):
         merged()
     assert read_progress(task, fingerprint).done.total == COUNT
+
+
+def test_copies_outlive_the_address_of_their_endpoint(task: TaskDir, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    os.rename(task.segment("2020a", 1, 0), old / "k")
+    staged(task, "2020c", "2020a", endpoint="primary", url=f"file://{old}/k")
+    one = frozen(tmp_path, COUNT)
+
+    def merge(folder: Path) -> int:
+        site = Site(stageout=(EndpointSite(name="primary", url=f"file://{folder}/"),))
+        return merge_task(task, one, MergeChoices(), site=site).events
+
+    with pytest.raises(StorageOffline, match="is not in the site file"):
+        merge(new)
+    assert read_progress(task, one.fingerprint).done.total == COUNT
+    assert merge(old) == COUNT

@@ -79,6 +79,9 @@ class Down:
     def __init__(self, name: str) -> None:
         self.name, self.asked = name, 0
 
+    def url(self, key: str) -> str:
+        return f"down://{self.name}/{key}"
+
     def get_range(self, key: str, offset: int, size: int) -> bytes:
         self.asked += 1
         raise StorageTransient(endpoint=self.name, operation="get", key=key, detail="down")
@@ -153,6 +156,24 @@ def test_a_copy_on_an_endpoint_nobody_knows_any_more_is_away(world: World) -> No
     with pytest.raises(ImageDamaged, match="not in the site file"):
         images.fetch(world.placed[0])
     assert len(images.away) == 1
+
+
+def test_a_copy_where_the_site_file_no_longer_looks_is_away(world: World, tmp_path: Path) -> None:
+    """The endpoints keep their names and get other addresses; then one gets the old address under another name."""
+    world.path.unlink()
+    old = world.sites
+    world.sites = [EndpointSite(name=site.name, url=f"file://{tmp_path}/new/{site.name}") for site in old]
+    for site in world.sites:
+        (tmp_path / "new" / site.name).mkdir(parents=True)
+    images = world.images()
+    with pytest.raises(ImageDamaged, match=r"primary/k\.tar is not in the site file"):
+        images.fetch(world.placed[0])
+    assert len(images.away) == 1 and set(images.offline) == {"primary", "failover"}
+    world.sites.append(EndpointSite(name="old", url=f"{old[0].url}/"))
+    assert world.images().fetch(world.placed[0]) == IMAGES[0]
+    world.copies["primary"].unlink()
+    world.copies["failover"].rename(tmp_path / "new" / "failover" / "k.tar")  # moved by whoever changed the site file
+    assert world.images().fetch(world.placed[0]) == IMAGES[0]
 
 
 # --- probe and alert ------------------------------------------------------------------------------------------------
