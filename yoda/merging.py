@@ -17,7 +17,7 @@ from eventrange.axis import Axis
 from eventrange.errors import ConfigError, MergeIncomplete, StorageOffline
 from eventrange.history import Story, done_records, read_progress
 from eventrange.taskdir import TaskDir
-from stageout.catalogue import Catalogue
+from stageout.catalogue import Catalogue, SegmentId
 from stageout.merge import Merged, merge
 from stageout.source import Images
 from stageout.winners import instead, winners
@@ -70,12 +70,14 @@ def merge_task(
     Images that no place has whole are made pending again, their neighbours are moved (yoda/salvage.py), then
     MergeIncomplete is raised: `yoda run` processes just those events, and the next merge completes. Where storage is
     down it is tried again for `choices.wait` seconds, with back-off, then StorageOffline is raised; nothing becomes
-    pending for that.
+    pending for that, nor because a stage-out beside the merge has moved images.
     """
     until, pause = time.monotonic() + choices.wait, FIRST_PAUSE
     while True:
         try:
-            return _merge_once(taskdir, frozen, choices, progress, site, say)
+            merged = _merge_once(taskdir, frozen, choices, progress, site, say)
+            if merged is not None:
+                return merged
         except StorageOffline as error:
             left = until - time.monotonic()
             if left <= 0:
@@ -112,6 +114,20 @@ def open_images(
     return Images(taskdir, names, placed, catalogue, endpoints)
 
 
+def moved_meanwhile(images: Images, fingerprint: str, rows: NDArray[Any]) -> bool:
+    """Whether copies of the segments of `rows` (PLACED) have been made or given up since the catalogue was read. Who
+    deletes one, beside us, has noted before where the others are: what cannot be read is lost only if this is False."""
+    if not len(rows):
+        return False
+
+    def copies(catalogue: Catalogue, id: SegmentId) -> Any:
+        known = catalogue.segments.get(id)
+        return known and (known.copies, known.file)
+
+    now = read_notes(images.taskdir, fingerprint)[1]
+    return any(copies(now, id) != copies(images.catalogue, id) for id in {images.id_of(row) for row in rows})
+
+
 def _merge_once(
     taskdir: TaskDir,
     frozen: Frozen,
@@ -119,7 +135,8 @@ def _merge_once(
     progress: Callable[[int, int], None] | None,
     site: Any,
     say: Callable[[str], None],
-) -> Merged:
+) -> Merged | None:
+    """None: to be done again, since images were moved meanwhile."""
     fingerprint = frozen.fingerprint
     rows, allocation, names = done_records(taskdir, fingerprint)
     placed = winners(rows, allocation)
@@ -159,6 +176,9 @@ def _merge_once(
                 damaged = merged.damaged
             except MergeIncomplete as error:
                 failure, damaged = error, error.values.get("damaged", placed[:0])
+            if moved_meanwhile(images, fingerprint, damaged):
+                say(f"{len(damaged)} images were moved while they were merged; reading them where they are now")
+                return None
             spoilt = np.concatenate((spoilt, damaged))
             others = instead(rows, allocation, placed, spoilt) if len(damaged) else None
             if others is None:

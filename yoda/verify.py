@@ -17,7 +17,7 @@ from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue, SegmentId
 from stageout.winners import winners
 from yoda.frozen import Frozen
-from yoda.merging import open_images, read_notes
+from yoda.merging import moved_meanwhile, open_images, read_notes
 from yoda.prepared import ledger_of
 
 VERSION = 1
@@ -38,19 +38,25 @@ def verify(taskdir: TaskDir, frozen: Frozen) -> dict[str, Any]:
     ledger = ledger_of(axis.total, known)
     rows, allocation, names = done_records(taskdir, fingerprint)
     placed = winners(rows, allocation)
-    bad: list[dict[str, Any]] = []
-    checked = 0
-    catalogue = read_notes(taskdir, fingerprint)[1]
+    todo = placed[placed["size"] > 0]
+    checked = len(todo)
     counting: set[SegmentId] = set()
-    with closing(open_images(taskdir, names, placed, catalogue)) as images:
-        for row in placed[placed["size"] > 0]:
-            counting.add(images.id_of(row))
-            checked += 1
-            try:
-                images.fetch(row)
-            except ImageDamaged as error:
-                start, stop = int(row["keep_start"]), int(row["keep_stop"])
-                bad.append({"range": axis.name(start, stop), "start": start, "stop": stop, "why": _first_line(error)})
+    while True:  # until nobody has moved what cannot be read
+        bad: list[dict[str, Any]] = []
+        damaged: list[int] = []
+        catalogue = read_notes(taskdir, fingerprint)[1]
+        with closing(open_images(taskdir, names, todo, catalogue)) as images:
+            for number, row in enumerate(todo):
+                counting.add(images.id_of(row))
+                try:
+                    images.fetch(row)
+                except ImageDamaged as error:
+                    start, stop, why = int(row["keep_start"]), int(row["keep_stop"]), _first_line(error)
+                    bad.append({"range": axis.name(start, stop), "start": start, "stop": stop, "why": why})
+                    damaged.append(number)
+            todo = todo[damaged]
+            if not moved_meanwhile(images, fingerprint, todo):
+                break
     sealed, broken = _segments(taskdir, catalogue, counting)
     merged, altered = _merged(taskdir)
     return {
@@ -74,16 +80,18 @@ def _segments(taskdir: TaskDir, catalogue: Catalogue, counting: set[SegmentId]) 
     checked, broken = 0, []
     for id, known in sorted(catalogue.segments.items()):
         path = known.path(taskdir)
-        if not known.sealed or id not in counting or not os.path.exists(path):  # a staged copy may be all there is
+        if not known.sealed or id not in counting:
             continue
-        checked += 1
+        why = "it is not as it was sealed"
         try:
-            size, adler, sha = digest(path)
+            found = digest(path)
+        except FileNotFoundError:
+            continue  # a staged copy may be all there is
         except OSError as error:
-            broken.append({"segment": path, "why": error.strerror or str(error)})
-            continue
-        if (size, adler, sha) != (known.size, known.adler32, known.sha256):
-            broken.append({"segment": path, "why": "it is not as it was sealed"})
+            found, why = (0, 0, ""), error.strerror or str(error)
+        checked += 1
+        if found != (known.size, known.adler32, known.sha256):
+            broken.append({"segment": path, "why": why})
     return checked, broken
 
 

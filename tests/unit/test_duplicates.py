@@ -23,8 +23,9 @@ from eventrange.segment import checksum, writer
 from eventrange.taskdir import TaskDir
 from stageout.site import EndpointSite
 from stageout.winners import PLACED, instead, winners
-from yoda.merging import MergeChoices, merge_task
+from yoda.merging import MergeChoices, merge_task, read_notes
 from yoda.schema import Site
+from yoda.verify import verify
 
 COUNT = 20
 
@@ -97,14 +98,21 @@ def merged(task: TaskDir, tmp_path: Path) -> Callable[..., list[str]]:
     return call
 
 
-def staged(task: TaskDir, journal: str, allocation: str, **where: str) -> None:
-    """The note of a copy of an allocation's segment, in a journal of its own."""
-    out = JournalWriter(task.journal(journal), frozen(Path(task.root).parent, COUNT).fingerprint, journal)
-    out.note(
-        "staged", allocation=allocation, droid=1, segment=0, key="k", size=1, adler32="0", sha256="0" * 64, **where
-    )
+def noted(task: TaskDir, *notes: dict[str, Any]) -> None:
+    """A journal with these notes."""
+    out = JournalWriter(task.journal("2020c"), frozen(Path(task.root).parent, COUNT).fingerprint, "2020c")
+    for one in notes:
+        values = dict(one)
+        out.note(values.pop("note"), **values)
     out.flush()
     out.file.close()
+
+
+def staged(endpoint: str, url: str) -> dict[str, Any]:
+    """The note of a copy of the segment of `2020a`."""
+    sums = {"size": 1, "adler32": "0", "sha256": "0" * 64}
+    where = {"allocation": "2020a", "droid": 1, "segment": 0}
+    return {"note": "staged", **where, "endpoint": endpoint, "key": "k", "url": url, **sums}
 
 
 def spoil(task: TaskDir, allocation: str, *starts: int) -> None:
@@ -152,7 +160,7 @@ def test_a_winner_on_storage_that_is_away_is_waited_for_only_without_another_ima
     task: TaskDir, merged: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     fingerprint = frozen(tmp_path, COUNT).fingerprint
-    staged(task, "2020c", "2020a", endpoint="gone", url="s3://b/k")
+    noted(task, staged("gone", "s3://b/k"))
     spoil(task, "2020a", 0, 4)
     merged()
     spoil(task, "2020a", 12)
@@ -167,7 +175,7 @@ def test_copies_outlive_the_address_of_their_endpoint(task: TaskDir, tmp_path: P
     old.mkdir()
     new.mkdir()
     os.rename(task.segment("2020a", 1, 0), old / "k")
-    staged(task, "2020c", "2020a", endpoint="primary", url=f"file://{old}/k")
+    noted(task, staged("primary", f"file://{old}/k"))
     one = frozen(tmp_path, COUNT)
 
     def merge(folder: Path) -> int:
@@ -178,3 +186,27 @@ def test_copies_outlive_the_address_of_their_endpoint(task: TaskDir, tmp_path: P
         merge(new)
     assert read_progress(task, one.fingerprint).done.total == COUNT
     assert merge(old) == COUNT
+
+
+@pytest.mark.parametrize("by", ["merge", "verify"])
+def test_a_stage_out_beside_us_may_delete_what_it_has_noted(
+    task: TaskDir, merged: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """The segment is staged and deleted just after the journals were read."""
+    one, here = frozen(tmp_path, COUNT), Path(task.segment("2020a", 1, 0))
+    primary = {"name": "primary", "url": f"file://{tmp_path}"}
+
+    def read_then_move(*args: Any) -> Any:
+        found = read_notes(*args)
+        if here.exists():
+            noted(task, {"note": "endpoints", "endpoints": [primary]}, staged("primary", f"file://{tmp_path}/k"))
+            here.rename(tmp_path / "k")
+        return found
+
+    monkeypatch.setattr("yoda.merging.read_notes", read_then_move)
+    monkeypatch.setattr("yoda.verify.read_notes", read_then_move)
+    if by == "merge":
+        assert any("were moved" in text for text in merged())
+    else:
+        assert verify(task, one)["sound"]
+    assert not here.exists() and read_progress(task, one.fingerprint).done.total == COUNT
