@@ -113,8 +113,8 @@ class Work(Protocol):
         """Have it end in good order."""
         ...
 
-    def report(self, folder: str, dump: str, panda_id: str) -> None:
-        """Raises HarvesterBusy."""
+    def report(self, folder: str, dump: str, panda_id: str) -> int:
+        """How many ranges are done and cannot be reported before they are run again. Raises HarvesterBusy."""
         ...
 
 
@@ -129,7 +129,8 @@ class Harvest:
         self._next = 1  #: number of the first delivery that has not been begun
 
     def run(self) -> int:
-        """Exit code: 0 all done; 65 some ranges have failed; 75 to be gone on with; or what a run ended with."""
+        """Exit code: 0 all done; 65 some ranges have failed; 75 to be gone on with, also where something could not be
+        reported; or what a run ended with."""
         worst = OK
         for folder in self._folders():
             self.work.start(folder)
@@ -139,9 +140,10 @@ class Harvest:
                 if self.stopping and not stopped:
                     self.work.stop()
                     stopped = True
-            if not self._reported(folder) or code not in (OK, BAD_DATA):
-                return RUN_AGAIN if code in (OK, BAD_DATA) else code
-            worst = max(worst, code)
+            told = self._reported(folder)
+            if code not in (OK, BAD_DATA):
+                return code
+            worst = max(worst, code if told else RUN_AGAIN)  # the next delivery need not wait for what is left of this
         return RUN_AGAIN if self.stopping else worst
 
     def _folders(self) -> Iterator[str]:
@@ -171,11 +173,11 @@ class Harvest:
         return os.path.join(self.root, f"{number:04d}")
 
     def _reported(self, folder: str) -> bool:
-        """Report what became of a delivery, once Harvester has taken the report before; False if we have to end."""
+        """Report what became of a delivery, once Harvester has taken the report before; False if something of it is
+        not, or we have to end."""
         while True:
             try:
-                self.work.report(folder, self.point.dump, self.point.ids.panda)
-                return True
+                return not self.work.report(folder, self.point.dump, self.point.ids.panda)
             except HarvesterBusy:
                 if self.stopping:
                     return False
@@ -210,13 +212,14 @@ def work_of(arguments: list[str]) -> Any:
             assert self.process is not None
             self.process.terminate()
 
-        def report(self, folder: str, path: str, panda_id: str) -> None:
+        def report(self, folder: str, path: str, panda_id: str) -> int:
             taskdir = TaskDir(os.path.join(folder, "task"))
             if read_task(taskdir) is None:
-                return
+                return 0
             frozen = need_task(taskdir)
             attributes = {"task": frozen.task, "fingerprint": frozen.fingerprint, "seed": frozen.seed}
             done = dump(RangesView(taskdir, frozen), path, attributes, panda_id)
-            print(f"{os.path.basename(folder)}: {done.finished} ranges finished, {done.failed} failed", flush=True)
+            print(f"{os.path.basename(folder)}: {done}", flush=True)
+            return done.left_out
 
     return Runs()

@@ -128,6 +128,14 @@ def moved_meanwhile(images: Images, fingerprint: str, rows: NDArray[Any]) -> boo
     return any(copies(now, id) != copies(images.catalogue, id) for id in {images.id_of(row) for row in rows})
 
 
+def may_be_away(images: Images, spoilt: NDArray[Any], damaged: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of `damaged` share events with an image that may be whole where we cannot look now; `spoilt` are all that
+    could not be read."""
+    near = spoilt[_touch(spoilt, damaged)]
+    away = near[[(images.id_of(row), int(row["offset"])) in images.away for row in near]]
+    return _touch(damaged, away)
+
+
 def _merge_once(
     taskdir: TaskDir,
     frozen: Frozen,
@@ -191,9 +199,8 @@ def _merge_once(
             return merged
         if not len(damaged):
             raise failure
-        away = _away(images, spoilt[_touch(spoilt, damaged)])
-        if len(away):
-            there = damaged[_touch(damaged, away)]
+        there = damaged[may_be_away(images, spoilt, damaged)]
+        if len(there):
             count = int((there["keep_stop"] - there["keep_start"]).sum())
             detail = "; ".join(f"{name}: {why}" for name, why in sorted(images.offline.items()))
             raise StorageOffline(events=total, missing=count, detail=detail) from failure
@@ -209,8 +216,3 @@ def _touch(rows: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
     for first, stop in others[["keep_start", "keep_stop"]].tolist():
         found |= (rows["keep_start"] < stop) & (rows["keep_stop"] > first)
     return found
-
-
-def _away(images: Images, damaged: NDArray[Any]) -> NDArray[Any]:
-    """Those of `damaged` that may be whole where we cannot look now."""
-    return damaged[[(images.id_of(row), int(row["offset"])) in images.away for row in damaged]]

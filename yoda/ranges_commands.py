@@ -7,7 +7,7 @@ import os
 import signal
 from typing import Any
 
-from eventrange.errors import OK
+from eventrange.errors import OK, RUN_AGAIN
 from eventrange.taskdir import TaskDir
 
 ASK = 1000  #: ranges asked for at a time: the question takes Harvester minutes
@@ -54,8 +54,8 @@ def _ranges(args: argparse.Namespace) -> int:
 
         attributes = {"task": frozen.task, "fingerprint": frozen.fingerprint, "seed": frozen.seed}
         done = dump(view, args.harvester, attributes, args.panda_id)
-        print(f"{done.finished} ranges finished ({done.gathered} gathered beside the report), {done.failed} failed")
-        return OK
+        print(done)
+        return RUN_AGAIN if done.left_out else OK
     for line in json_lines(view) if args.json else text_lines(view):
         print(line)
     return OK

@@ -55,8 +55,9 @@ class RangesView:
                 file=taskdir.root, key="ranges.file", detail="nobody named ranges for this task", hint=hint
             )
         self.ranges: NamedRanges = self.axis.ranges
-        rows, allocation, self.names = done_records(taskdir, frozen.fingerprint)
-        self.placed = winners(rows, allocation)
+        self.fingerprint = frozen.fingerprint
+        self.done, self.allocation, self.names = done_records(taskdir, frozen.fingerprint)
+        self.placed = winners(self.done, self.allocation)
         quarantined = read_progress(taskdir, frozen.fingerprint).quarantined
         self._bad = np.array(quarantined.starts, np.int64), np.array(quarantined.stops, np.int64)
         self.catalogue: Catalogue = read_notes(taskdir, frozen.fingerprint)[1]
@@ -93,10 +94,14 @@ class RangesView:
             "members": [self._member(image) for image in members[members["size"] > 0]],
         }
 
+    def pieces(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows of PLACED that hold the events of a range."""
+        low, high = np.searchsorted(self.placed["keep_start"], (start, stop))
+        return self.placed[low:high]
+
     def images(self, start: int, stop: int) -> NDArray[Any]:
         """Rows of PLACED that together are the image of a range: one where one has all of it."""
-        low, high = np.searchsorted(self.placed["keep_start"], (start, stop))
-        return _fewest(self.placed[low:high], start, stop)
+        return _fewest(self.pieces(start, stop), start, stop)
 
     def whole_archive(self, row: dict[str, Any]) -> dict[str, Any] | None:
         """What Harvester is told of the archive with the image of a range; None where it is not one member of a sealed

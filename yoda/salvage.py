@@ -36,15 +36,17 @@ class Salvaged:
     pending: int
 
 
-def salvage(images: Images, task: str, fingerprint: str, bad: NDArray[Any], axis: Axis | None = None) -> Salvaged:
-    """`bad` are rows of PLACED that could not be read anywhere; the others of their segments are moved. `axis` knows
-    what images are called where someone else named the ranges.
+def salvage(
+    images: Images, task: str, fingerprint: str, bad: NDArray[Any], axis: Axis | None = None, move: bool = True
+) -> Salvaged:
+    """`bad` are rows of PLACED that could not be read anywhere; the others of their segments are moved, but not with
+    `move` False, since nobody has looked at them. `axis` knows what images are called where someone else named ranges.
 
     Raises CannotWrite; then nothing has changed.
     """
     placed = images.placed
     same = np.zeros(len(placed), np.bool_)
-    for allocation, droid, segment in np.unique(bad[["allocation", "droid", "segment"]]).tolist():
+    for allocation, droid, segment in np.unique(bad[["allocation", "droid", "segment"]]).tolist() if move else ():
         same |= (placed["allocation"] == allocation) & (placed["droid"] == droid) & (placed["segment"] == segment)
     wanted = placed[same & (placed["size"] > 0) & ~np.isin(placed["keep_start"], bad["keep_start"])]
     wanted = wanted[np.argsort(wanted["start"], kind="stable")]

@@ -1,16 +1,29 @@
-"""The loop of `yoda harvest`, with Harvester played by what happens while it sleeps."""
+"""The loop of `yoda harvest`, with Harvester played by what happens while it sleeps; reports of what is damaged."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from sample_task import frozen
 
+from eventrange import image, records
+from eventrange.axis import Axis
 from eventrange.errors import BAD_DATA, CANNOT_WRITE, OK, RUN_AGAIN, ConfigError, HarvesterBusy
+from eventrange.history import read_progress
+from eventrange.journal import JournalWriter
+from eventrange.records import Kind
+from eventrange.segment import checksum, scan, writer
+from eventrange.taskdir import TaskDir
 from yoda.harvest import AccessPoint, Harvest, Ids
+from yoda.harvester import Dumped, dump
+from yoda.ranges_view import RangesView
+from yoda.sources import named_axis
 
 ONE: dict[str, Any] = {"eventRangeID": "x", "startEvent": 1, "lastEvent": 2}
 
@@ -21,7 +34,7 @@ class Play:
     def __init__(self, folder: Path, deliveries: list[int], codes: list[int] | None = None, ticks: int = 3) -> None:
         self.folder, self.deliveries, self.codes, self.ticks = folder, deliveries, codes or [], ticks
         self.story: list[str] = []
-        self.left = self.busy = 0
+        self.left = self.busy = self.left_out = 0
         self.ended = False
         self.each: Callable[[], None] = lambda: None
         folder.mkdir(exist_ok=True)
@@ -42,12 +55,13 @@ class Play:
         self.story.append("stop")
         self.ended = True
 
-    def report(self, folder: str, dump: str, panda_id: str) -> None:
+    def report(self, folder: str, dump: str, panda_id: str) -> int:
         assert dump == str(self.folder / "event_status.dump.json") and panda_id == "1"
         if self.busy:
             self.busy -= 1
             raise HarvesterBusy(path=dump)
         self.story.append(f"report {Path(folder).name}")
+        return self.left_out
 
     def sleep(self, seconds: float) -> None:
         question, answer = self.folder / "worker_requestevents.json", self.folder / "JobsEventRanges.json"
@@ -115,8 +129,99 @@ def test_a_run_that_cannot_goes_no_further(tmp_path: Path) -> None:
     assert "start 0002" not in play.story and "report 0001" in play.story
 
 
+def test_what_cannot_be_reported_does_not_hold_up_the_next_delivery(tmp_path: Path) -> None:
+    play = Play(tmp_path / "ap", [1, 1, 0])
+    play.left_out = 1
+    assert play.harvest.run() == RUN_AGAIN
+    assert "report 0002" in play.story
+
+
 def test_the_job_is_named_by_harvester(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tells of no job"):
         AccessPoint(str(tmp_path))
     (tmp_path / "HPCJobs.json").write_text(json.dumps({"9": {"taskID": 8, "jobsetID": 7}}))
     assert AccessPoint(str(tmp_path)).ids == Ids("9", "8", "7")
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+class Reported:
+    """A task of four ranges of three events, and what Harvester takes."""
+
+    def __init__(self, folder: Path) -> None:
+        listed = [
+            {"eventRangeID": f"r{n}", "LFN": "generate", "startEvent": 3 * n + 1, "lastEvent": 3 * n + 3}
+            for n in range(4)
+        ]
+        (folder / "ranges.json").write_text(json.dumps({"7": listed}))
+        whole = Axis.from_dict({"files": [{"path": "generate", "events": 12}]})
+        axis = named_axis(whole, str(folder / "ranges.json"), str(folder / "index"))
+        self.frozen = msgspec.structs.replace(frozen(folder, 12), axis=axis.to_dict())
+        self.taskdir, self.path = TaskDir(str(folder / "task")), folder / "dump.json"
+
+    def done(self, name: str, *numbers: int, note: dict[str, Any] | None = None) -> dict[int, int]:
+        """An allocation that has done these ranges and never sealed their segment; {range: where its image is}."""
+        segment, at = self.taskdir.segment(name, 1, 0, "tar"), {}
+        os.makedirs(os.path.dirname(segment), exist_ok=True)
+        os.makedirs(self.taskdir.journals, exist_ok=True)
+        out, journal = writer(segment), JournalWriter(self.taskdir.journal(name), self.frozen.fingerprint, name)
+        for n in numbers:
+            data = image.build(3 * n, None, [{"x": float(n)}] * 3, {})
+            at[n] = out.append(f"t.r{n}", data)
+            where = {"droid": 1, "offset": at[n], "size": len(data), "checksum": checksum(data)}
+            journal.append(records.new(1, kind=Kind.DONE, start=3 * n, stop=3 * n + 3, **where))
+        if note is not None:
+            journal.note("staged", **note)
+        out.close()
+        journal.flush()
+        journal.file.close()
+        return at
+
+    def spoil(self, name: str, offset: int) -> None:
+        with open(self.taskdir.segment(name, 1, 0), "r+b") as file:
+            file.seek(offset + 20)
+            file.write(b"\xff")
+
+    def dump(self) -> tuple[Dumped, list[str]]:
+        """What was made, and the names of the ranges in it, which Harvester takes."""
+        made = dump(RangesView(self.taskdir, self.frozen), str(self.path), {})
+        if not self.path.exists():
+            return made, []
+        entries = json.loads(self.path.read_text())["7"]
+        ids = [entry["eventRangeID"] for entry in entries]
+        for archive in {entry["path"] for entry in entries}:
+            assert sorted(one.name.rpartition(".")[2] for one in scan(archive) if one.intact) == sorted(ids)
+            os.unlink(archive)
+        self.path.rename(f"{self.path}.read.{len(list(self.path.parent.iterdir()))}")
+        return made, ids
+
+    @property
+    def events(self) -> int:
+        return read_progress(self.taskdir, self.frozen.fingerprint).done.total
+
+
+def test_an_image_that_is_damaged_is_made_again_and_the_others_are_reported(tmp_path: Path) -> None:
+    task = Reported(tmp_path)
+    at = task.done("2020a", 0, 1, 2, 3)
+    task.done("2020b", 2)
+    for number in (1, 2):  # of 2 there is another image
+        task.spoil("2020a", at[number])
+    made, ids = task.dump()
+    assert (made.finished, made.left_out, made.pending, sorted(ids)) == (3, 1, 3, ["r0", "r2", "r3"])
+    assert "3 events are pending again" in str(made) and task.events == 9
+    assert task.dump() == (Dumped(0, 0, 0), [])
+    task.done("2999", 1)
+    assert task.dump() == (Dumped(1, 0, 1), ["r1"])
+
+
+def test_what_is_on_storage_that_is_away_is_reported_later(tmp_path: Path) -> None:
+    task = Reported(tmp_path)
+    sums = {"size": 1, "adler32": "0", "sha256": "0" * 64}
+    copy: dict[str, Any] = {"droid": 1, "segment": 0, "endpoint": "gone", "key": "k", "url": "s3://b/k"}
+    task.done("2020a", 0, 1, note=copy | sums)
+    task.done("2020b", 2)
+    os.unlink(task.taskdir.segment("2020a", 1, 0))
+    made, ids = task.dump()
+    assert (made.finished, made.left_out, made.pending, ids) == (1, 2, 0, ["r2"])
+    assert "run the same command again" in str(made) and task.events == 9
