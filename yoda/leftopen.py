@@ -35,11 +35,16 @@ def left_open(taskdir: TaskDir, allocation: str, catalogue: Catalogue) -> dict[S
 
 
 def done_rows(taskdir: TaskDir, fingerprint: str, allocation: str) -> dict[tuple[int, int], NDArray[Any]]:
-    """DONE records that have an image, of one allocation, by Droid and segment."""
-    found = []
-    for _, entry in Story(taskdir, fingerprint, {allocation}).whole():
+    """DONE records that have an image, of one allocation, by Droid and segment.
+
+    None while its journal cannot be read to the end, lest a part be sealed as all there is.
+    """
+    found, story = [], Story(taskdir, fingerprint, {allocation})
+    for _, entry in story.whole():
         if not isinstance(entry, dict):
             found.append(entry[(entry["kind"] == Kind.DONE) & (entry["size"] > 0)])
+    if any(state.error for state in story.journals.values()):
+        return {}
     rows: NDArray[Any] = np.concatenate(found) if found else records.new(0)
     keys = np.unique(rows[["droid", "segment"]])
     return {

@@ -12,7 +12,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ import msgspec
 
 from droid.stageout import breaker_note, failure_note, fields, unusable_note
 from eventrange.errors import CannotWrite, ConfigError, StagerGone
-from eventrange.history import Story
+from eventrange.history import JournalState, Story
 from eventrange.journal import JournalWriter
 from eventrange.taskdir import TaskDir
 from stageout import breakerfile, protocol
@@ -38,10 +38,10 @@ from stageout.catalogue import (
 from stageout.opening import open_endpoint
 from stageout.site import EndpointSite, StageoutRules
 from stageout.stagerclient import StagerProcess
-from yoda.leasedir import overview
+from yoda.leasedir import alive_files, overview
 from yoda.leftopen import done_rows, left_open
 from yoda.nodes import KIND as NODE
-from yoda.sweep import Swept, sweep
+from yoda.sweep import Swept, in_doubt, sweep
 
 SILENT = 600.0  #: seconds without a heartbeat after which an allocation on another machine is taken to be dead here
 GRACE = 30.0  #: seconds for the stage-out process to end when nothing is left to do
@@ -92,17 +92,28 @@ def endpoints_note(endpoints: tuple[EndpointSite, ...], rules: StageoutRules) ->
     return {"endpoints": msgspec.to_builtins(endpoints), "rules": kept}
 
 
-def read(taskdir: TaskDir, fingerprint: str) -> tuple[Catalogue, set[str]]:
-    """The catalogue, and the allocations nobody writes for any more."""
+@dataclass(frozen=True)
+class Reading:
+    """What the journals say now."""
+
+    catalogue: Catalogue
+    dead: set[str]  #: allocations nobody writes for any more, as far as can be told from here
+    over: set[str]  #: those of which that is beyond doubt
+    journals: dict[str, JournalState]
+
+
+def read(taskdir: TaskDir, fingerprint: str) -> Reading:
+    """The catalogue, and whose notes will be no more."""
     names = set(taskdir.allocations())
     # Names before pulses, for an allocation has its pulse before its journal; pulses before journals, so that what we
     # read of a dead one is all there is.
-    alive = {
-        seen.allocation
-        for seen in overview(taskdir)
-        if seen.state not in ("ended", "dead") and not (seen.state == "silent" and seen.beat_age > SILENT)
-    }
-    return read_catalogue(Story(taskdir, fingerprint).whole()), names - alive
+    pulses = overview(taskdir)
+    ended = {seen.allocation for seen in pulses if seen.state in ("ended", "dead")}
+    silent = {seen.allocation for seen in pulses if seen.state == "silent" and seen.beat_age > SILENT}
+    alive = {seen.allocation for seen in pulses} - ended - silent
+    doubtful = (alive_files(taskdir) or set()) - ended  # one whose file cannot be read may live, too
+    story = Story(taskdir, fingerprint)
+    return Reading(read_catalogue(story.whole()), names - alive, names - silent - alive - doubtful, story.journals)
 
 
 def stage_out(
@@ -123,13 +134,14 @@ def stage_out(
     with _alone(taskdir) as alone:
         if not alone:
             return Outcome(busy=True)
-        catalogue, dead = read(taskdir, fingerprint)
-        carrier = Carrier(taskdir, task, fingerprint, storage or storage_of(taskdir, catalogue, site), say, by_hand)
+        known = read(taskdir, fingerprint)
+        storage = storage or storage_of(taskdir, known.catalogue, site)
+        carrier = Carrier(taskdir, task, fingerprint, storage, say, by_hand)
         try:
-            carrier.repair(catalogue, dead)
+            carrier.repair(known.catalogue, known.dead)
             if sweeping:
-                carrier.sweep(catalogue)
-            return carrier.carry(catalogue, dead, wait)
+                carrier.sweep(known)
+            return carrier.carry(known, wait)
         finally:
             carrier.close()
 
@@ -164,6 +176,7 @@ class Carrier:
     journal: JournalWriter | None = None
     outcome: Outcome = field(default_factory=Outcome)
     _known: dict[str, Known] = field(default_factory=dict)
+    _over: set[str] = field(default_factory=set)  # allocations that write no more, and whose journals are whole
     _primary_off: bool = False  # it takes nothing now, so nothing is re-homed
     _given_up: set[str] = field(default_factory=set)  # segments that cannot be re-homed now
 
@@ -199,23 +212,24 @@ class Carrier:
                 self.outcome.repaired += 1
                 self.say(f"segment {id} was left open and is sealed now: {note['members']} images")
 
-    def sweep(self, catalogue: Catalogue) -> None:
+    def sweep(self, known: Reading) -> None:
         """Adopt or remove what nobody knows of. An allocation that only keeps silent may yet say what is its."""
-        silent = {seen.allocation for seen in overview(self.taskdir) if seen.state not in ("ended", "dead")}
-        sure = set(self.taskdir.allocations()) - silent
+        doubted = in_doubt(self.taskdir, self.fingerprint, known.journals, known.catalogue, known.over)
         endpoints = [open_endpoint(site) for site in self.storage.endpoints]
         try:
             rules = self.storage.rules
-            done = sweep(self.taskdir, self.task, rules, endpoints, catalogue, sure, self.note, self.say)
+            where = self.taskdir, self.task, rules, endpoints
+            done = sweep(*where, known.catalogue, known.over, doubted, self.note, self.say)
         finally:
             for endpoint in endpoints:
                 endpoint.close()
         self.outcome.swept = done
 
-    def carry(self, catalogue: Catalogue, dead: set[str], wait: float) -> Outcome:
+    def carry(self, told: Reading, wait: float) -> Outcome:
         """Give the stage-out process all that is to be done and write down what it says."""
-        todo = []
-        for id, known in sorted(catalogue.segments.items()):
+        todo, dead = [], told.dead
+        self._over = told.over - {name for name, state in told.journals.items() if state.damaged}
+        for id, known in sorted(told.catalogue.segments.items()):
             if not known.sealed or (known.members == 0 and not known.copies and not known.file):
                 continue
             if id.allocation not in dead:
@@ -337,13 +351,10 @@ class Carrier:
             known.copies.pop(report.endpoint, None)
         if report.endpoint is not None:
             stager.send(protocol.Recorded(report.segment, report.endpoint, removed=True))
-        elif known.file:  # the copy is gone; so may go what it was made from, if nobody has gone on writing there
-            original = self.taskdir.segment(*known.id)
-            try:
-                if REPAIRED in known.file and os.stat(original).st_mtime < time.time() - SILENT:
-                    os.unlink(original)
-            except OSError:
-                pass
+        elif REPAIRED in known.file and known.id.allocation in self._over:
+            # The copy is gone; so may go what it was made from, where nobody can wake up and go on writing there.
+            with suppress(OSError):
+                os.unlink(self.taskdir.segment(*known.id))
 
 
 _last_name = 0  #: milliseconds

@@ -120,6 +120,8 @@ def stageout_command(args: argparse.Namespace) -> int:
     )
     if done.swept is not None:
         print(f"{done.swept.adopted} objects nobody knew of adopted, {done.swept.removed} removed")
+        if done.swept.doubted:
+            say(f"{done.swept.doubted} left alone, for journals are damaged or cannot be read: see `yoda status`")
         for text in done.swept.failed:
             say(f"cannot look at {text}")
     if done.unusable:

@@ -2,38 +2,69 @@
 
 An upload whose note was lost with its Droid leaves one: the next stage-out may take another endpoint, or a repaired
 copy of the segment. Looked at is what lies under the names of allocations that are dead beyond doubt: what is whole and
-what was sealed is adopted, a copy more; what is no segment of the task any more is removed.
+what was sealed is adopted, a copy more; what is no segment of the task any more is removed, but only where the journals
+tell all: the note that we do not see may be that of the only copy.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from eventrange.errors import StorageError
+from eventrange.history import JournalState, Story
+from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from stageout import protocol
-from stageout.catalogue import Catalogue, Known, prefix_of, staged_note
+from stageout.catalogue import Catalogue, Known, SegmentId, prefix_of, staged_note
 from stageout.endpoint import Endpoint, Stat, same_content
 from stageout.site import StageoutRules
 
 
 @dataclass(frozen=True)
 class Swept:
-    """Objects adopted and removed, and what could not be looked at."""
+    """Objects adopted and removed, those left alone as the journals do not tell all, and what could not be looked
+    at."""
 
     adopted: int = 0
     removed: int = 0
+    doubted: int = 0
     failed: tuple[str, ...] = ()
 
 
-def unknown(objects: Iterable[Stat], endpoint: str, keys: dict[str, Known]) -> list[tuple[Stat, Known | None]]:
-    """Those of `objects` that are not known to be on `endpoint`, with the segment whose name they have. Pure; `keys`
-    are the names that the task's segments have or would have."""
-    pairs = [(one, keys.get(one.key)) for one in objects]
-    return [(one, known) for one, known in pairs if known is None or endpoint not in known.copies]
+def unknown(
+    objects: Iterable[tuple[Stat, str]], endpoint: str, keys: Mapping[str, Known]
+) -> list[tuple[Stat, Known | None, str]]:
+    """Those of `objects`, each with its allocation, that are not known to be on `endpoint`, with the segment whose name
+    they have. Pure; `keys` are the names that the task's segments have or would have."""
+    found = [(one, keys.get(one.key), allocation) for one, allocation in objects]
+    return [(one, known, name) for one, known, name in found if known is None or endpoint not in known.copies]
+
+
+def in_doubt(
+    taskdir: TaskDir,
+    fingerprint: str,
+    journals: Mapping[str, JournalState],
+    catalogue: Catalogue,
+    dead: Collection[str],
+) -> set[str]:
+    """Those of the allocations `dead` of which objects may be wanted that `catalogue` does not know: a journal (and be
+    it another one, which may tell of their segments) cannot be read whole, or images are done in segments of which the
+    journals do not say that they were sealed."""
+    story, found = Story(taskdir, fingerprint, dead), set()
+    for allocation, entry in story.whole():
+        if not isinstance(entry, dict):
+            rows = entry[(entry["kind"] == Kind.DONE) & (entry["size"] > 0)][["droid", "segment"]]
+            found |= {SegmentId(allocation, *pair) for pair in np.unique(rows).tolist()}
+    states = [*journals.values(), *story.journals.values()]
+    if any(state.damage or state.error for state in states):
+        return set(dead)
+    sealed = {id for id, known in catalogue.segments.items() if known.sealed}
+    return {name for name, state in journals.items() if state.damaged} | {id.allocation for id in found - sealed}
 
 
 def sweep(
@@ -43,18 +74,25 @@ def sweep(
     endpoints: Iterable[Endpoint],
     catalogue: Catalogue,
     dead: Collection[str],
+    doubted: Collection[str],
     note: Callable[[dict[str, Any]], None],
     say: Callable[[str], None] = lambda text: None,
 ) -> Swept:
-    """Look at every endpoint. `catalogue` takes what is adopted; `note` makes it durable."""
-    prefixes = sorted(p for name in dead if (p := prefix_of(rules.key, task, name)))
+    """Look at every endpoint. `catalogue` takes what is adopted; `note` makes it durable. Of allocations in `doubted`
+    nothing is removed."""
+    prefixes = sorted((p, name) for name in dead if (p := prefix_of(rules.key, task, name)))
     keys = {k.segment(taskdir, rules.key, task).key: k for k in catalogue.segments.values() if k.sealed}
-    adopted = removed = 0
+    adopted = removed = kept = 0
     failed = []
     for endpoint in endpoints:
         try:
-            for one, known in unknown((o for p in prefixes for o in endpoint.list(p)), endpoint.name, keys):
+            pairs = ((one, name) for prefix, name in prefixes for one in endpoint.list(prefix))
+            for one, known, name in unknown(pairs, endpoint.name, keys):
                 url = endpoint.url(one.key)
+                if known is None and name in doubted:
+                    kept += 1
+                    say(f"{url} is left alone: no journal knows of it, but the journals do not tell all of {name}")
+                    continue
                 if known is None:
                     endpoint.delete(one.key)
                     removed += 1
@@ -72,4 +110,4 @@ def sweep(
                 say(f"{known.id} was staged to {url}, and no journal knew")
         except StorageError as error:
             failed.append(f"{endpoint.name}: {error.values.get('detail', '')}")
-    return Swept(adopted, removed, tuple(failed))
+    return Swept(adopted, removed, kept, tuple(failed))

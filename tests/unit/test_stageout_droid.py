@@ -22,7 +22,7 @@ from stageout import breakerfile
 from stageout.catalogue import SegmentId, read_catalogue
 from stageout.site import BreakerRules, EndpointSite, NodeBreakerRules, StageoutRules
 from stageout.stagerclient import StagerProcess
-from yoda.leasedir import Heart
+from yoda.leasedir import Heart, machine
 from yoda.nodes import Nodes
 from yoda.stageout import Outcome, Storage, _alone, endpoints_note, reset, stage_out, storage_of
 from yoda.sweep import Swept
@@ -342,6 +342,52 @@ def test_objects_that_no_journal_knows_of(tmp_path: Path, task: TaskDir) -> None
     assert copies(task)[SegmentId("a", 1, 0)] == {"primary", "failover"}
     assert copies(task)[SegmentId("a", 1, 1)] == {"primary"}  # what lies there is not what was sealed
     assert go(task, primary, endpoint(tmp_path, "no/where", exists=False), sweeping=True).swept is not None
+
+
+@pytest.mark.parametrize("harm", ["unreadable", "zeroed", "cut", "empty", "of another"])
+def test_nothing_is_removed_that_a_journal_may_tell_of(tmp_path: Path, task: TaskDir, harm: str) -> None:
+    """The notes of the only copies cannot be read: their objects stay."""
+    primary = endpoint(tmp_path, "primary")
+    assert go(task, primary, delete_local=True).staged == 2
+    before = sorted((tmp_path / "primary").rglob("*.tar"))
+    told = sorted((entry for _, entry in Story(task, PRINT).whole()), key=lambda entry: isinstance(entry, dict))
+    victim, *others = (Path(task.journal(name)) for name in reversed(task.allocations()))
+    if harm != "of another":  # the allocation itself has staged them
+        for path in (victim, *others):
+            path.unlink()
+        journal(task, "a", *told)
+        victim = Path(task.journal("a"))
+    data = victim.read_bytes()
+    first = data.index(b'"sealed"')
+    if harm == "zeroed":
+        victim.write_bytes(data[:first] + bytes(len(data) - first - 1) + b"x")
+    elif harm == "cut":
+        victim.write_bytes(data[:first])
+    elif harm == "empty":
+        victim.write_bytes(b"")
+    else:
+        victim.unlink()
+        victim.mkdir()
+    done = go(task, primary, sweeping=True)
+    assert done.swept is not None and done.swept.removed == 0
+    assert sorted((tmp_path / "primary").rglob("*.tar")) == before
+
+
+def test_what_a_sleeper_may_go_on_writing_stays(tmp_path: Path, task: TaskDir) -> None:
+    """An allocation of another machine that only keeps silent: its open segment is staged as it is now, and kept."""
+    Heart(task, "a", None, 1e9, 60.0)  # never stopped
+    alive, opened = Path(task.leases, "a.alive"), Path(task.segment("a", 1, 1))
+    alive.write_bytes(alive.read_bytes().replace(machine().encode(), b"another"))
+    for path in (alive, opened):
+        os.utime(path, (1e9, 1e9))
+    primary = endpoint(tmp_path, "primary")
+    assert go(task, primary, delete_local=True) == Outcome(staged=2, repaired=1)
+    assert opened.exists() and not Path(task.segment("a", 1, 0)).exists()
+
+
+def test_what_a_dead_allocation_left_open_goes_once_its_copy_is_staged(tmp_path: Path, task: TaskDir) -> None:
+    assert go(task, endpoint(tmp_path, "primary"), delete_local=True) == Outcome(staged=2, repaired=1)
+    assert not list(Path(task.root, "segments").rglob("*.tar"))
 
 
 def test_a_stage_out_process_that_is_killed_is_started_again(
