@@ -65,7 +65,7 @@ class Known:
         return (
             (rules.rehome and primary not in self.copies)
             or (rules.delete_local and self.local)
-            or (rules.delete_failover and primary in self.copies and len(self.copies) > 1)
+            or (rules.delete_failover and primary in self.copies and any(e in self.copies for e in endpoints[1:]))
         )
 
     def path(self, taskdir: TaskDir) -> str:

@@ -289,14 +289,14 @@ class Staging:
         return orders
 
     def _say_blocked(self, now: float) -> list[Instruction]:
-        well = any(e not in self._ill and self.breaker.state(self._key(e)) == "closed" for e in self.endpoints)
-        if self._running or self._blocked or well:
+        if self._running or self._blocked:
             return []
         waiting = [item for item in self._items.values() if self._wanted(item, False)]
-        if not waiting:
+        times = [t for item in waiting if (t := self._next(item, False, now)[1]) is not None]
+        well = any(e not in self._ill and self.breaker.state(self._key(e)) == "closed" for e in self.endpoints)
+        if not waiting or (times and well):  # a well endpoint is of no use to what cannot go there
             return []
         self._blocked = True
-        times = [t for item in waiting if (t := self._next(item, False, now)[1]) is not None]
         return [Tell(protocol.Blocked(len(waiting), min(times) if times else None, now))]
 
     def _maybe_end(self, now: float) -> list[Instruction]:

@@ -38,6 +38,7 @@ from stageout.catalogue import (
 from stageout.opening import open_endpoint
 from stageout.site import EndpointSite, StageoutRules
 from stageout.stagerclient import StagerProcess
+from stageout.staging import NOT_ITS_FAULT
 from yoda.leasedir import alive_files, overview
 from yoda.leftopen import done_rows, left_open
 from yoda.nodes import KIND as NODE
@@ -177,6 +178,8 @@ class Carrier:
     outcome: Outcome = field(default_factory=Outcome)
     _known: dict[str, Known] = field(default_factory=dict)
     _over: set[str] = field(default_factory=set)  # allocations that write no more, and whose journals are whole
+    _primary: str = "closed"  # the state of its breaker
+    _primary_ill: bool = False  # its last answer was a failure
     _primary_off: bool = False  # it takes nothing now, so nothing is re-homed
     _given_up: set[str] = field(default_factory=set)  # segments that cannot be re-homed now
 
@@ -250,7 +253,9 @@ class Carrier:
         if self.by_hand:
             state = breakerfile.tried_now(state)
         first = f"endpoint:{self.storage.endpoints[0].name}"
-        self._primary_off = Breaker(rules.breaker, state).state(first) in ("open", "exhausted") and wait <= 0
+        self._primary = Breaker(rules.breaker, state).state(first)
+        self._primary_ill = self._primary in ("open", "exhausted")
+        self._primary_off = self._primary == "exhausted" or (self._primary_ill and wait <= 0)
         for attempt in range(STARTS):
             stager = StagerProcess(protocol.Start(self.storage.endpoints, rules, state, mine=mine, task=shared))
             try:
@@ -280,14 +285,17 @@ class Carrier:
 
     def _follow(self, stager: StagerProcess, state_path: str, wait: float) -> None:
         """Until nothing is left to do; where storage is down, for at most `wait` seconds. What goes well is not cut."""
-        begun, primary, blocked, draining = time.monotonic(), self.storage.endpoints[0].name, False, False
+        begun, primary, draining = time.monotonic(), self.storage.endpoints[0].name, False
+        blocked: protocol.Blocked | None = None
         while not stager.ended:
             select.select([stager], [], [], 1.0)
             patient = time.monotonic() - begun < wait
             for report in stager.receive():
                 match report:
                     case protocol.Staged():
-                        blocked = False
+                        blocked = None
+                        if patient and report.endpoint == primary:
+                            self._primary_ill = False
                         self._staged(stager, report)
                     case protocol.Removed():
                         self._removed(stager, report)
@@ -296,30 +304,33 @@ class Carrier:
                         self.note(breaker_note(report))
                         self.say(f"storage {report.key.partition(':')[2]} is {report.after}: {report.reason}")
                         if report.key == f"endpoint:{primary}":
-                            self._primary_off = report.after not in ("closed", "half-open") and not patient
+                            self._primary = report.after
+                            self._primary_ill = report.after in ("open", "exhausted")
                     case protocol.Failed():
                         self.note(failure_note(report, 1))
                         self.say(f"{report.segment} to {report.endpoint}: {report.kind}: {report.detail}")
-                        if not patient and report.endpoint == primary:
-                            self._primary_off = True  # what has a copy elsewhere stays there until the next call
-                        elif self._known[report.segment].copies:
-                            self._given_up.add(report.segment)  # the copy to re-home from cannot be had
+                        if report.endpoint == primary and report.kind not in NOT_ITS_FAULT:
+                            self._primary_ill = True
+                        elif report.kind == "StorageConflict" or self._known[report.segment].copies:
+                            self._given_up.add(report.segment)  # cannot go there, or its copy cannot be had
                     case protocol.Damaged():
                         self._known[report.segment].unusable = report.detail
                         self.note(unusable_note(report))
                         self.say(f"segment {report.segment} cannot be staged: {report.detail}")
                     case protocol.Blocked():
-                        blocked = True
+                        blocked = report
                         self.note({"note": "blocked", **fields(report)})
                     case protocol.Ended():
                         breakerfile.save(state_path, report.breaker)
                         self._say_off(Breaker(self.storage.rules.breaker, report.breaker))
+            # What has a copy elsewhere stays there until the next call; what is off for good is not worth any wait.
+            self._primary_off = self._primary == "exhausted" or (self._primary_ill and not patient)
             if not draining and not any(self._wanted(known) for known in self._known.values()):
                 draining = True
                 stager.send(protocol.Drain(GRACE))
-            elif not draining and blocked and not patient:
+            elif not draining and blocked and (blocked.until is None or not patient):
                 draining = True
-                self.say("no storage endpoint takes anything now")
+                self.say("nothing more can be staged now")
                 stager.send(protocol.Stop())
 
     def _say_off(self, breaker: Breaker) -> None:

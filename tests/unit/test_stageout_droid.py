@@ -19,6 +19,7 @@ from eventrange.records import Kind
 from eventrange.segment import checksum, writer
 from eventrange.taskdir import TaskDir
 from stageout import breakerfile
+from stageout.breaker import Breaker
 from stageout.catalogue import SegmentId, read_catalogue
 from stageout.site import BreakerRules, EndpointSite, NodeBreakerRules, StageoutRules
 from stageout.stagerclient import StagerProcess
@@ -285,6 +286,63 @@ def test_failover_re_home_and_deletion(tmp_path: Path, task: TaskDir) -> None:
     assert {frozenset(found) for found in copies(task).values()} == {frozenset({"one/primary"})}
     assert not list((tmp_path / "failover").rglob("*.tar"))
     assert not Path(task.segment("a", 1, 0)).exists()
+
+
+def home(tmp_path: Path, task: TaskDir) -> tuple[EndpointSite, EndpointSite]:
+    """Primary and failover; all is on the failover, and the primary is off for good."""
+    primary, failover = endpoint(tmp_path, "primary"), endpoint(tmp_path, "failover")
+    assert go(task, failover).staged == 2
+    breaker = Breaker(BreakerRules(samples=1, opens=1))
+    breaker.failure("endpoint:primary", time.time())
+    breakerfile.save(breakerfile.state_path(rules(), task.root), breaker.to_dict())
+    return primary, failover
+
+
+@pytest.mark.timeout(60)
+def test_nobody_waits_to_re_home_to_what_is_off_for_good(tmp_path: Path, task: TaskDir) -> None:
+    assert go(task, *home(tmp_path, task), wait=1e6) == Outcome()
+
+
+@pytest.mark.timeout(60)
+def test_nobody_waits_for_ever_where_nothing_can_be_staged(tmp_path: Path, task: TaskDir) -> None:
+    """Both are off for good; or the only endpoint is well, and has other objects of these names."""
+    primary, _ = home(tmp_path, task)
+    for name in [name for name in task.allocations() if "stageout" in name]:
+        os.unlink(task.journal(name))
+    assert go(task, primary, wait=1e6).left == 2
+    failover = endpoint(tmp_path, "failover")
+    for path in (tmp_path / "failover").rglob("*.tar"):
+        path.write_bytes(b"another")
+    assert go(task, failover).left == 2
+
+
+@pytest.mark.timeout(60)
+def test_patience_ends_where_only_re_homing_is_left(tmp_path: Path, task: TaskDir) -> None:
+    """The primary is down or has another object of this name; what went to the failover meanwhile stays there."""
+    down, failover = endpoint(tmp_path, "one/down", exists=False), endpoint(tmp_path, "failover")
+    again = {"rehome_after": 1e6, "backoff_max": 1e6}
+    assert go(task, down, failover, wait=1.0, **again) == Outcome(staged=2, repaired=1)
+    primary = endpoint(tmp_path, "primary")
+    for found in (tmp_path / "failover").rglob("*.tar"):
+        path = tmp_path / "primary" / found.relative_to(tmp_path / "failover")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"another")
+    assert go(task, primary, failover, wait=1e6) == Outcome()
+    for name in [name for name in task.allocations() if "stageout" in name]:
+        os.unlink(task.journal(name))
+    assert go(task, primary, failover, wait=1e6) == Outcome(staged=2, repaired=1)
+
+
+@pytest.mark.timeout(60)
+def test_a_copy_on_an_endpoint_that_is_no_more_is_not_waited_for(tmp_path: Path, task: TaskDir) -> None:
+    primary, old = endpoint(tmp_path, "primary"), endpoint(tmp_path, "old")
+    assert go(task, primary).staged == 2
+    journal(
+        task,
+        "b",
+        {"note": "staged", "allocation": "a", "droid": 1, "segment": 0, "endpoint": old.name, "key": "k", "url": "u"},
+    )
+    assert go(task, primary, delete_failover=True) == Outcome()
 
 
 def test_storage_that_is_down_leaves_everything_and_says_so(tmp_path: Path, task: TaskDir) -> None:

@@ -86,6 +86,7 @@ def test_a_conflict_is_not_the_endpoints_fault() -> None:
     assert staging.breaker.state("endpoint:primary") == "closed"
     orders = staging.failed("a", "failover", "StorageConflict", "taken", 2)
     assert uploads(orders) == [] and staging.wake(2) is None
+    assert [report.until for report in told(orders, Blocked)] == [None]  # both are well, and of no use to it
     assert told(staging.drain(1e9, False, 3), Ended)[0].left == ("a",)
 
 
