@@ -318,6 +318,12 @@ class SegmentDamaged(StorageError):
     )
 
 
+class SegmentUnreadable(StorageError):
+    """A sealed local segment cannot be read now: no permission, a stale handle, a disk or file server in trouble."""
+
+    todo = "see why the file cannot be read, then run `yoda stageout TASK`"
+
+
 class StagerGone(YodaError):
     """The stage-out process of a Droid died or answered nonsense; processing goes on, and another one is started."""
 

@@ -7,6 +7,7 @@ these bytes: size and checksum were compared on both sides.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from eventrange.errors import SegmentDamaged, StorageError
+from eventrange.errors import SegmentDamaged, SegmentUnreadable, StorageError
 from eventrange.errors import StorageConflict as Conflict
 from eventrange.errors import StorageCorrupt as Corrupt
 from eventrange.errors import StorageFull as Full
@@ -33,6 +34,7 @@ __all__ = [
     "Missing",
     "Permanent",
     "SegmentDamaged",
+    "SegmentUnreadable",
     "Stat",
     "StorageError",
     "Summer",
@@ -95,7 +97,8 @@ class Endpoint(Protocol):
     def put(self, source: str | bytes, key: str, *, size: int, adler32: int, sha256: str) -> Stat:
         """Store a local file (by path) or bytes under `key`, verified.
 
-        Raises Conflict when other content has this key, SegmentDamaged when `source` is not what the checksums say.
+        Raises Conflict when other content has this key, SegmentDamaged when `source` is not what the checksums say,
+        SegmentUnreadable when that cannot be told now.
         """
 
     def get(self, key: str, path: str) -> Stat:
@@ -134,7 +137,8 @@ def check_key(key: str) -> str:
 
 
 def read_source(source: str | bytes, name: str, key: str, step: int) -> Iterator[bytes]:
-    """The source in pieces of `step` bytes; SegmentDamaged when the file is gone or cannot be read."""
+    """The source in pieces of `step` bytes; SegmentDamaged when the file is gone, SegmentUnreadable when it cannot be
+    read now."""
     if isinstance(source, bytes):
         for start in range(0, len(source), step):
             yield source[start : start + step]
@@ -145,7 +149,8 @@ def read_source(source: str | bytes, name: str, key: str, step: int) -> Iterator
                 yield data
     except OSError as error:
         detail = f"cannot read {source}: {os.strerror(error.errno or 0)}"
-        raise SegmentDamaged(endpoint=name, operation="put", key=key, detail=detail) from None
+        kind = SegmentDamaged if error.errno == errno.ENOENT else SegmentUnreadable
+        raise kind(endpoint=name, operation="put", key=key, detail=detail) from None
 
 
 def _read_full(file: int, size: int) -> bytes:

@@ -18,7 +18,7 @@ from stageout.protocol import Segment
 from stageout.site import StageoutRules
 
 NO_USE_WAITING = {"StoragePermanent", "StorageFull", "StorageConflict"}
-NOT_ITS_FAULT = {"StorageConflict", "SegmentDamaged"}  # the endpoint did what it should
+NOT_ITS_FAULT = {"StorageConflict", "SegmentDamaged", "SegmentUnreadable"}  # the endpoint did what it should
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class _Item:
     told: set[str] = field(default_factory=set)  # staged, not yet recorded
     running: str | None = None
     local: bool = True
+    unreadable: bool = False  # here, at the last try
     tries: dict[str, int] = field(default_factory=dict)  # failures in a row, per endpoint
     not_before: dict[str, float] = field(default_factory=dict)
     conflicts: set[str] = field(default_factory=set)  # endpoints that cannot have it: the key is taken there
@@ -140,7 +141,8 @@ class Staging:
             self._ill.add(endpoint)
             orders += self._changes(self.breaker.failure(self._key(endpoint), now, f"{kind}: {detail}"))
         if item is not None:
-            if kind == "SegmentDamaged":
+            item.unreadable = kind == "SegmentUnreadable"
+            if kind == "SegmentDamaged" or (item.unreadable and item.somewhere):
                 item.local = False
                 if not item.somewhere:
                     del self._items[name]
@@ -292,12 +294,13 @@ class Staging:
         if self._running or self._blocked:
             return []
         waiting = [item for item in self._items.values() if self._wanted(item, False)]
-        times = [t for item in waiting if (t := self._next(item, False, now)[1]) is not None]
+        turns = [(item, t) for item in waiting if (t := self._next(item, False, now)[1]) is not None]
         well = any(e not in self._ill and self.breaker.state(self._key(e)) == "closed" for e in self.endpoints)
-        if not waiting or (times and well):  # a well endpoint is of no use to what cannot go there
+        # A well endpoint is of no use to what cannot go there, or cannot be read here.
+        if not waiting or (well and any(not item.unreadable for item, _ in turns)):
             return []
         self._blocked = True
-        return [Tell(protocol.Blocked(len(waiting), min(times) if times else None, now))]
+        return [Tell(protocol.Blocked(len(waiting), min((t for _, t in turns), default=None), now))]
 
     def _maybe_end(self, now: float) -> list[Instruction]:
         if self._until is None or self._running:

@@ -1,4 +1,7 @@
-"""What dead allocations left open: segment files that were never sealed, and the records of the images in them."""
+"""What dead allocations left open: segment files that were never sealed, and the records of the images in them.
+
+And which segments matter at all.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eventrange import records
-from eventrange.history import Story
+from eventrange.history import Story, done_records
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue, SegmentId
+from stageout.winners import winners
 
 
 def left_open(taskdir: TaskDir, allocation: str, catalogue: Catalogue) -> dict[SegmentId, str]:
@@ -51,3 +55,11 @@ def done_rows(taskdir: TaskDir, fingerprint: str, allocation: str) -> dict[tuple
         (int(droid), int(number)): rows[(rows["droid"] == droid) & (rows["segment"] == number)]
         for droid, number in keys.tolist()
     }
+
+
+def counting(taskdir: TaskDir, fingerprint: str) -> set[SegmentId]:
+    """The segments with images that a merge takes; the others have been superseded."""
+    rows, allocation, names = done_records(taskdir, fingerprint)
+    placed = winners(rows, allocation)
+    keys = np.unique(placed[placed["size"] > 0][["allocation", "droid", "segment"]])
+    return {SegmentId(names[number], droid, segment) for number, droid, segment in keys.tolist()}

@@ -40,7 +40,7 @@ from stageout.site import EndpointSite, StageoutRules
 from stageout.stagerclient import StagerProcess
 from stageout.staging import NOT_ITS_FAULT
 from yoda.leasedir import alive_files, overview
-from yoda.leftopen import done_rows, left_open
+from yoda.leftopen import counting, done_rows, left_open
 from yoda.nodes import KIND as NODE
 from yoda.sweep import Swept, in_doubt, sweep
 
@@ -61,7 +61,7 @@ class Storage:
 @dataclass
 class Outcome:
     """What one call did, in segments. `left` have no copy on any endpoint though they could; `elsewhere` belong to
-    living allocations; `unusable` are damaged on disk."""
+    living allocations; `unusable` are damaged on disk or gone, have no copy, and images in them count."""
 
     staged: int = 0
     repaired: int = 0
@@ -177,6 +177,7 @@ class Carrier:
     journal: JournalWriter | None = None
     outcome: Outcome = field(default_factory=Outcome)
     _known: dict[str, Known] = field(default_factory=dict)
+    _was: dict[str, str] = field(default_factory=dict)  # why segments were unusable until now
     _over: set[str] = field(default_factory=set)  # allocations that write no more, and whose journals are whole
     _primary: str = "closed"  # the state of its breaker
     _primary_ill: bool = False  # its last answer was a failure
@@ -230,19 +231,27 @@ class Carrier:
 
     def carry(self, told: Reading, wait: float) -> Outcome:
         """Give the stage-out process all that is to be done and write down what it says."""
-        todo, dead = [], told.dead
+        todo, bad = [], set()
         self._over = told.over - {name for name, state in told.journals.items() if state.damaged}
         for id, known in sorted(told.catalogue.segments.items()):
             if not known.sealed or (known.members == 0 and not known.copies and not known.file):
                 continue
-            if id.allocation not in dead:
+            if id.allocation not in told.dead:
                 self.outcome.elsewhere += not known.copies
-            elif self._wanted(known):
+            elif self._wanted(known) or (self.by_hand and self._wanted(replace(known, unusable=""))):
+                self._was[str(id)], known.unusable = known.unusable, ""  # the trouble may be over: looked at again
                 todo.append(known)
-            elif not known.copies and known.unusable:
-                self.outcome.unusable += 1
-        if not todo:
-            return self.outcome
+            elif not known.copies:
+                bad.add(id)
+        if todo:
+            self._carry(todo, wait)
+        bad |= {known.id for known in todo if known.unusable and not known.copies}
+        self.outcome.unusable = len(bad & counting(self.taskdir, self.fingerprint)) if bad else 0
+        self.outcome.left = sum(not known.copies and not known.unusable for known in todo)
+        return self.outcome
+
+    def _carry(self, todo: list[Known], wait: float) -> None:
+        """With one stage-out process after another, where they die."""
         rules = self.storage.rules
         self._known = {str(known.id): known for known in todo}
         names = sorted({known.id.allocation for known in todo if not known.copies}, reverse=True)[:CLEANED]
@@ -270,9 +279,6 @@ class Carrier:
                 time.sleep(min(rules.backoff_max, rules.backoff * 2.0**attempt))
             finally:
                 stager.close()
-        self.outcome.left = sum(not known.copies and not known.unusable for known in todo)
-        self.outcome.unusable += sum(not known.copies and bool(known.unusable) for known in todo)
-        return self.outcome
 
     def _wanted(self, known: Known) -> bool:
         """Whether anything is still to be done for it, as far as that can be done."""
@@ -307,15 +313,18 @@ class Carrier:
                             self._primary = report.after
                             self._primary_ill = report.after in ("open", "exhausted")
                     case protocol.Failed():
-                        self.note(failure_note(report, 1))
+                        if report.detail != self._was.get(report.segment):
+                            self.note(failure_note(report, 1))
                         self.say(f"{report.segment} to {report.endpoint}: {report.kind}: {report.detail}")
                         if report.endpoint == primary and report.kind not in NOT_ITS_FAULT:
                             self._primary_ill = True
-                        elif report.kind == "StorageConflict" or self._known[report.segment].copies:
+                        taken = report.endpoint == primary and report.kind == "StorageConflict"
+                        if taken or (report.endpoint != primary and self._known[report.segment].copies):
                             self._given_up.add(report.segment)  # cannot go there, or its copy cannot be had
                     case protocol.Damaged():
                         self._known[report.segment].unusable = report.detail
-                        self.note(unusable_note(report))
+                        if report.detail != self._was.get(report.segment):
+                            self.note(unusable_note(report))
                         self.say(f"segment {report.segment} cannot be staged: {report.detail}")
                     case protocol.Blocked():
                         blocked = report

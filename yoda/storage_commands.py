@@ -125,5 +125,5 @@ def stageout_command(args: argparse.Namespace) -> int:
         for text in done.swept.failed:
             say(f"cannot look at {text}")
     if done.unusable:
-        say("`yoda merge` finds out which images of the damaged segments can be used")
-    return RUN_AGAIN if done.left or done.elsewhere else OK
+        say("`yoda merge` finds out which images of the damaged segments can be used, then `yoda run` makes the others")
+    return RUN_AGAIN if done.left or done.elsewhere or done.unusable else OK

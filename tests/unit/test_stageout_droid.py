@@ -373,6 +373,38 @@ def test_a_segment_damaged_after_sealing_is_not_uploaded(tmp_path: Path, task: T
     assert go(task, endpoint(tmp_path, "primary")).unusable == 1
 
 
+@pytest.mark.timeout(60)
+def test_a_segment_that_cannot_be_read_now_is_left_and_staged_later(tmp_path: Path, task: TaskDir) -> None:
+    """A folder in its place stands for all that is no word about the content."""
+    path, away = Path(task.segment("a", 1, 0)), tmp_path / "away.tar"
+    path.rename(away)
+    path.mkdir()
+    assert go(task, endpoint(tmp_path, "primary")) == Outcome(staged=1, repaired=1, left=1)
+    path.rmdir()
+    assert go(task, endpoint(tmp_path, "primary")) == Outcome(unusable=1)  # gone
+    away.rename(path)
+    assert go(task, endpoint(tmp_path, "primary")) == Outcome(staged=1)
+
+
+def test_who_asks_by_hand_has_damaged_segments_looked_at_again(tmp_path: Path, task: TaskDir) -> None:
+    path, primary = Path(task.segment("a", 1, 0)), endpoint(tmp_path, "primary")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    assert go(task, primary) == Outcome(staged=1, repaired=1, unusable=1)
+    told = [entry for _, entry in Story(task, PRINT).whole() if isinstance(entry, dict) and entry["note"] == "unusable"]
+    journal(task, "b", *told)  # behind that of `a`, as names of commands are
+    before = task.allocations()
+    assert go(task, primary) == Outcome(unusable=1) and task.allocations() == before  # no news
+    path.write_bytes(data)
+    assert go(task, primary) == Outcome(staged=1)
+
+
+def test_a_damaged_segment_that_has_been_superseded_is_no_trouble(tmp_path: Path, task: TaskDir) -> None:
+    Path(task.segment("a", 1, 0)).write_bytes(b"other")
+    journal(task, "b", records.new(1, kind=Kind.PENDING, start=0, stop=3))
+    assert go(task, endpoint(tmp_path, "primary")) == Outcome(staged=1, repaired=1)
+
+
 def test_objects_that_no_journal_knows_of(tmp_path: Path, task: TaskDir) -> None:
     """A copy whose note was lost is adopted, what is left of a segment that was repaired since is removed; objects of
     living allocations and of other tasks are left alone."""

@@ -22,6 +22,7 @@ from stageout.endpoint import (
     Missing,
     Permanent,
     SegmentDamaged,
+    SegmentUnreadable,
     Tools,
     Transient,
 )
@@ -103,6 +104,23 @@ def test_a_damaged_or_missing_local_segment_is_not_uploaded(tmp_path: Path) -> N
         with pytest.raises(SegmentDamaged):
             endpoint.put(source, "key", **sums(b"what was sealed"))
     assert os.listdir(tmp_path / "store") == []
+
+
+def test_a_local_segment_that_cannot_be_read_now_is_not_taken_to_be_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, read = tmp_path / "segment", os.read
+    source.write_bytes(DATA)
+    for number in (errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE):
+
+        def fails(file: int, size: int, number: int = number) -> bytes:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("stageout.endpoint.os.read", fails)
+        with pytest.raises(SegmentUnreadable):
+            make(tmp_path).put(str(source), "key", **sums(DATA))
+        monkeypatch.setattr("stageout.endpoint.os.read", read)
+    assert make(tmp_path).put(str(source), "key", **sums(DATA)).size == len(DATA)
 
 
 def test_storage_that_gives_back_other_bytes_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,17 @@ def test_a_damaged_segment_is_reported_once_and_given_up() -> None:
     assert staging.breaker.counts("endpoint:primary") == (0, 0)
 
 
+def test_a_segment_that_cannot_be_read_now_is_tried_again_and_is_not_the_endpoints_fault() -> None:
+    staging = core(breaker=BreakerRules(samples=1))
+    staging.submit(seg("a"), (), 0)
+    orders = staging.failed("a", "primary", "SegmentUnreadable", "stale", 1)
+    assert told(orders, Damaged, Breaker) == [] and told(orders, Blocked)[0].until == 11
+    assert uploads(staging.tick(11)) == [("a", "primary", None)]
+    staging = core()
+    staging.submit(seg("a"), ("failover",), 0)  # there is a copy to take instead
+    assert uploads(staging.failed("a", "primary", "SegmentUnreadable", "stale", 1)) == [("a", "primary", "failover")]
+
+
 def test_drain_ends_when_nothing_can_be_done_in_time() -> None:
     staging = core(tries=1)
     assert told(staging.drain(50, False, 0), Ended)[0].left == ()
