@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from eventrange.errors import StorageError, StoragePermanent, YodaError
+from eventrange.errors import StorageError, StorageMissing, StoragePermanent, YodaError
 from stageout.endpoint import Endpoint, Tools
 from stageout.opening import open_endpoint
 from stageout.site import EndpointSite
@@ -66,6 +66,21 @@ def probe(site: EndpointSite, open_one: Callable[[EndpointSite], Endpoint] | Non
         return out + _object(endpoint)
     finally:
         endpoint.close()
+
+
+def same_place(one: Endpoint, other: Endpoint, key: str) -> bool:
+    """Whether what is written to `one`, under a name that begins with `key`, is on `other`: two gateways to one bucket,
+    a folder that is mounted twice. Raises StorageError when that cannot be told."""
+    data = os.urandom(16)
+    name, sha = f"{key}.probe-{data.hex()}", hashlib.sha256(data).hexdigest()
+    one.put(data, name, size=len(data), adler32=zlib.adler32(data), sha256=sha)
+    try:
+        return other.head(name).size == len(data)
+    except StorageMissing:
+        return False
+    finally:
+        with contextlib.suppress(StorageError):
+            one.delete(name)
 
 
 def _object(endpoint: Endpoint) -> list[Finding]:

@@ -6,8 +6,9 @@ refused, so a secret pasted into the site file stops the run by the key's name, 
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -66,6 +67,14 @@ class EndpointSite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def scheme(self) -> str:
         """`s3` or `file`."""
         return urlsplit(self.url).scheme
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Equal for two endpoints that are one place, as far as their addresses tell."""
+        parts = urlsplit(self.url)
+        if parts.scheme == "file":
+            return "file", os.path.realpath(unquote(parts.path))
+        return "s3", (self.endpoint_url or "").rstrip("/"), parts.netloc, parts.path.strip("/")
 
 
 class BreakerRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -74,6 +74,7 @@ class Shell:
         self._endpoints = {name: open_one(site, self._tools) for name, site in self._sites.items()}
         self._jobs: dict[int, _Job] = {}
         self._removals: list[threading.Thread] = []
+        self._same: dict[str, bool] = {}  # endpoint -> whether it is the primary at another address
         self._number = 0
         self._until: float | None = None
         self.core = Staging(list(self._sites), start.rules, random.SystemRandom().random, start.breaker)
@@ -206,9 +207,20 @@ class Shell:
         self._inbox.put(_Done(number, failed, source))
 
     def _remove(self, order: RemoveCopy) -> None:
-        """In a thread: delete a copy that the journal has given up; should that fail, it only costs room."""
+        """In a thread: delete a copy that the journal has given up; should that fail, it only costs room.
+
+        First it is found out whether that is a copy at all, or the primary's object at another address.
+        """
+        from stageout.probe import same_place  # late: hardly ever needed
+
+        primary, other = self._endpoints[next(iter(self._sites))], self._endpoints[order.endpoint]
         try:
-            self._endpoints[order.endpoint].delete(order.segment.key)
+            if order.endpoint not in self._same:
+                self._same[order.endpoint] = same_place(primary, other, order.segment.key)
+            if self._same[order.endpoint]:
+                log.warning("%s and %s are the same place: nothing is deleted there", primary.name, other.name)
+            else:
+                other.delete(order.segment.key)
         except StorageError as error:
             log.warning("%s", error)
 

@@ -75,6 +75,13 @@ def load_site(
     for number, name in enumerate(names):
         if name in names[:number]:
             raise origins.error(f"stageout.{number}.name", f"{name!r} is already an endpoint", "give each its own name")
+    places = [endpoint.place for endpoint in keys.stageout]
+    for number, place in enumerate(places):
+        if place in places[:number]:  # what is deleted on one would be gone from both
+            same = f"is the same place as that of {names[places.index(place)]!r}"
+            raise origins.error(
+                f"stageout.{number}.url", same, "give each endpoint a place of its own, or leave it out"
+            )
     absolute = None if path is None else os.path.abspath(path)
     return Site(**values, path=absolute, origins=_origins_of(tree, os.path.basename(document.file), origins))
 

@@ -224,6 +224,8 @@ def test_a_key_of_the_other_file(job: Path, tmp_path: Path) -> None:
         ("stageout: [{name: a, url: 's3://b', secret: hunter2}]", "stageout.0.secret", "unknown key"),
         ("stageout: [{name: a, url: 's3://b'}, {name: a, url: 's3://c'}]", "stageout.1.name", "already an endpoint"),
         ("stageout: [{name: a, url: 'ftp://b'}]", "stageout.0", "s3://"),
+        ("stageout: [{name: a, url: 's3://b/c'}, {name: d, url: 's3://b/c/'}]", "stageout.1.url", "same place"),
+        ("stageout: [{name: a, url: 'file:///b'}, {name: d, url: 'file:///c/../b/'}]", "stageout.1.url", "same place"),
         ("stageout: {name: a}", "stageout", "expected a list"),
         ("slurm: {time: soon}", "slurm.time", "soon"),
         ("slurm: {nodes: 0}", "slurm.nodes", "at least 1"),
@@ -236,6 +238,15 @@ def test_a_key_of_the_other_file(job: Path, tmp_path: Path) -> None:
 def test_site_mistakes(tmp_path: Path, text: str, key: str, says: str) -> None:
     error = refused_site(text, tmp_path)
     assert error.values["key"] == key and says in str(error) and "hunter2" not in str(error)
+
+
+def test_buckets_of_one_name_at_different_services_are_different_places(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    urls = (
+        "{name: a, url: 's3://b', endpoint_url: 'https://one'}, {name: c, url: 's3://b', endpoint_url: 'https://two'}"
+    )
+    path.write_text(f"stageout: [{urls}]\n")
+    assert len(load_site(str(path)).stageout) == 2
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

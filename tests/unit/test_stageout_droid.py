@@ -288,6 +288,17 @@ def test_failover_re_home_and_deletion(tmp_path: Path, task: TaskDir) -> None:
     assert not Path(task.segment("a", 1, 0)).exists()
 
 
+def test_two_addresses_of_one_place_lose_nothing(tmp_path: Path, task: TaskDir) -> None:
+    """What is found on the primary is the failover's own object."""
+    failover = endpoint(tmp_path, "failover")
+    assert go(task, failover).staged == 2
+    before = sorted((tmp_path / "failover").rglob("*"))
+    (tmp_path / "primary").symlink_to(tmp_path / "failover")
+    done = go(task, endpoint(tmp_path, "primary"), failover, delete_failover=True, delete_local=True)
+    assert done == Outcome() and copies(task)[SegmentId("a", 1, 0)] == {"primary"}
+    assert sorted((tmp_path / "failover").rglob("*")) == before
+
+
 def home(tmp_path: Path, task: TaskDir) -> tuple[EndpointSite, EndpointSite]:
     """Primary and failover; all is on the failover, and the primary is off for good."""
     primary, failover = endpoint(tmp_path, "primary"), endpoint(tmp_path, "failover")
