@@ -1,4 +1,4 @@
-"""What dead allocations left open: segment files that were never sealed, and the records of the images in them.
+"""What dead allocations left: which they are, segment files that were never sealed, and the records of the images.
 
 And which segments matter at all.
 """
@@ -6,17 +6,45 @@ And which segments matter at all.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eventrange import records
-from eventrange.history import Story, done_records
+from eventrange.history import JournalState, Story, done_records
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
-from stageout.catalogue import Catalogue, SegmentId
+from stageout.catalogue import Catalogue, SegmentId, read_catalogue
 from stageout.winners import winners
+from yoda.leasedir import alive_files, overview
+
+SILENT = 600.0  #: seconds without a heartbeat after which an allocation on another machine is taken to be dead here
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the journals say now."""
+
+    catalogue: Catalogue
+    dead: set[str]  #: allocations nobody writes for any more, as far as can be told from here
+    over: set[str]  #: those of which that is beyond doubt
+    journals: dict[str, JournalState]
+
+
+def read(taskdir: TaskDir, fingerprint: str) -> Reading:
+    """The catalogue, and whose notes will be no more."""
+    names = set(taskdir.allocations())
+    # Names before pulses, for an allocation has its pulse before its journal; pulses before journals, so that what we
+    # read of a dead one is all there is.
+    pulses = overview(taskdir)
+    ended = {seen.allocation for seen in pulses if seen.state in ("ended", "dead")}
+    silent = {seen.allocation for seen in pulses if seen.state == "silent" and seen.beat_age > SILENT}
+    alive = {seen.allocation for seen in pulses} - ended - silent
+    doubtful = (alive_files(taskdir) or set()) - ended  # one whose file cannot be read may live, too
+    story = Story(taskdir, fingerprint)
+    return Reading(read_catalogue(story.whole()), names - alive, names - silent - alive - doubtful, story.journals)
 
 
 def left_open(taskdir: TaskDir, allocation: str, catalogue: Catalogue) -> dict[SegmentId, str]:

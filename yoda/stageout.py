@@ -20,7 +20,6 @@ import msgspec
 
 from droid.stageout import breaker_note, failure_note, fields, unusable_note
 from eventrange.errors import CannotWrite, ConfigError, StagerGone
-from eventrange.history import JournalState, Story
 from eventrange.journal import JournalWriter
 from eventrange.taskdir import TaskDir
 from stageout import breakerfile, protocol
@@ -30,7 +29,6 @@ from stageout.catalogue import (
     Catalogue,
     Known,
     prefix_of,
-    read_catalogue,
     removed_note,
     staged_note,
     task_prefix,
@@ -39,12 +37,10 @@ from stageout.opening import open_endpoint
 from stageout.site import EndpointSite, StageoutRules
 from stageout.stagerclient import StagerProcess
 from stageout.staging import NOT_ITS_FAULT
-from yoda.leasedir import alive_files, overview
-from yoda.leftopen import counting, done_rows, left_open
+from yoda.leftopen import Reading, counting, done_rows, left_open, read
 from yoda.nodes import KIND as NODE
 from yoda.sweep import Swept, in_doubt, sweep
 
-SILENT = 600.0  #: seconds without a heartbeat after which an allocation on another machine is taken to be dead here
 GRACE = 30.0  #: seconds for the stage-out process to end when nothing is left to do
 STARTS = 4  #: stage-out processes, one after another, where they die
 CLEANED = 20  #: allocations, at most, below whose names unfinished uploads are looked for
@@ -91,30 +87,6 @@ def endpoints_note(endpoints: tuple[EndpointSite, ...], rules: StageoutRules) ->
     """Values of the `endpoints` note. How people are alerted may hold what is nobody's business, so it stays out."""
     kept = {k: v for k, v in msgspec.to_builtins(rules).items() if not k.startswith("alert_")}
     return {"endpoints": msgspec.to_builtins(endpoints), "rules": kept}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What the journals say now."""
-
-    catalogue: Catalogue
-    dead: set[str]  #: allocations nobody writes for any more, as far as can be told from here
-    over: set[str]  #: those of which that is beyond doubt
-    journals: dict[str, JournalState]
-
-
-def read(taskdir: TaskDir, fingerprint: str) -> Reading:
-    """The catalogue, and whose notes will be no more."""
-    names = set(taskdir.allocations())
-    # Names before pulses, for an allocation has its pulse before its journal; pulses before journals, so that what we
-    # read of a dead one is all there is.
-    pulses = overview(taskdir)
-    ended = {seen.allocation for seen in pulses if seen.state in ("ended", "dead")}
-    silent = {seen.allocation for seen in pulses if seen.state == "silent" and seen.beat_age > SILENT}
-    alive = {seen.allocation for seen in pulses} - ended - silent
-    doubtful = (alive_files(taskdir) or set()) - ended  # one whose file cannot be read may live, too
-    story = Story(taskdir, fingerprint)
-    return Reading(read_catalogue(story.whole()), names - alive, names - silent - alive - doubtful, story.journals)
 
 
 def stage_out(
