@@ -176,11 +176,13 @@ class WorkerLoop:
             try:
                 made.append(process(events[at - start]))
             except BaseException as error:  # sys.exit() in a payload ends an event, not a worker
+                text = text_of(error)
                 clock, wall, cpu = time.time(), time.monotonic() - before, cpu_seconds() - used
                 self._done(first, made, attempt, (begun[0], begun[1] + wall, begun[2] + cpu))  # its time is another's
-                now = _now()
-                self._failed(at, attempt, _code(error), text_of(error), (clock - wall, now[1] - wall, now[2] - cpu))
-                made, first, begun, used = [], at + 1, now, now[2]
+                _, now, spent = _now()
+                self._failed(at, attempt, _code(error), text, (clock - wall, now - wall, spent - cpu))
+                made, first, begun = [], at + 1, _now()
+                used = begun[2]
             after = time.monotonic()
             bin_ = floor(PER_OCTAVE * log2(after - before)) if after - before > 1e-7 else SHORTEST
             times[bin_] = times.get(bin_, 0) + 1

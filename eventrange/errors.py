@@ -157,6 +157,10 @@ class ImageMissing(ImageDamaged):
     """The segment that should hold an image is not there."""
 
 
+class ImageUnreadable(ImageDamaged):
+    """The segment that holds an image cannot be opened or read now; nothing is known of the image."""
+
+
 class MergeIncomplete(YodaError):
     """Some events have no readable image, so the merged file would not hold every event exactly once."""
 

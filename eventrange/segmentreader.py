@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import zlib
@@ -11,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from eventrange.errors import ImageDamaged, ImageMissing
+from eventrange.errors import ImageDamaged, ImageMissing, ImageUnreadable
 
 GAP = 64 * 1024  #: bytes nobody wants that are read along rather than asking twice
 
@@ -121,6 +122,15 @@ def spans(images: Iterable[tuple[int, int]], most: float = math.inf) -> Iterator
         yield begin, end, count
 
 
+#: What says nothing of the file: no permission, no descriptor or memory left, a file server that is restarted.
+_NOT_NOW = {
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ESHUTDOWN),
+}
+
+
 def unreadable(error: OSError, path: str, offset: int) -> ImageDamaged:
-    kind = ImageMissing if isinstance(error, (FileNotFoundError, NotADirectoryError)) else ImageDamaged
+    """What an error of opening or reading a segment means for the image at `offset`."""
+    gone = isinstance(error, (FileNotFoundError, NotADirectoryError))
+    kind = ImageMissing if gone else ImageUnreadable if error.errno in _NOT_NOW else ImageDamaged
     return kind(path=path, offset=offset, detail=error.strerror or str(error))

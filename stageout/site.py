@@ -74,7 +74,8 @@ class EndpointSite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         parts = urlsplit(self.url)
         if parts.scheme == "file":
             return "file", os.path.realpath(unquote(parts.path))
-        return "s3", (self.endpoint_url or "").rstrip("/"), parts.netloc, parts.path.strip("/")
+        service = (self.endpoint_url or "").rstrip("/"), self.profile or ""  # a profile may be a tenant of its own
+        return "s3", *service, parts.netloc, parts.path.strip("/")
 
 
 class BreakerRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

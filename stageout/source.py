@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eventrange.errors import ImageDamaged, StorageCorrupt, StorageError, StorageMissing
+from eventrange.errors import ImageDamaged, ImageUnreadable, StorageCorrupt, StorageError, StorageMissing
 from eventrange.segmentreader import SegmentReader, spans, verify
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue, Known, SegmentId
@@ -82,13 +82,19 @@ class Images:
             except ImageDamaged:
                 pass
         details = [str(first.values["detail"])]
-        away = False
+        away = isinstance(first, ImageUnreadable)  # it may be whole: that cannot be told now
+        if away:
+            with self._lock:
+                self.offline.setdefault("the task directory", f"{path}: {details[0]}")
+        there: set[str] = set()  # endpoints that have the object, in whatever state
         candidates, lost_sight_of = self._candidates(known)
         for endpoint, key in candidates:
             if endpoint.name not in self._down:
                 try:
                     return self._remote(endpoint, id, key, offset, size, crc)
                 except (StorageMissing, StorageCorrupt, ImageDamaged) as error:
+                    if not isinstance(error, StorageMissing):
+                        there.add(endpoint.name)
                     details.append(f"{endpoint.name}: {error.values['detail']}")
                     continue
                 except StorageError as error:
@@ -98,6 +104,8 @@ class Images:
             away = True
             details.append(f"{endpoint.name} cannot be reached: {self.offline[endpoint.name]}")
         for name, url in lost_sight_of:
+            if name in there:  # it was moved to where that endpoint is now
+                continue
             away = True  # the site file no longer tells how to get there
             with self._lock:
                 self.offline.setdefault(name, f"{url} is not in the site file, under any name")

@@ -295,9 +295,9 @@ class Staging:
             return []
         waiting = [item for item in self._items.values() if self._wanted(item, False)]
         turns = [(item, t) for item in waiting if (t := self._next(item, False, now)[1]) is not None]
-        well = any(e not in self._ill and self.breaker.state(self._key(e)) == "closed" for e in self.endpoints)
+        well = {e for e in self.endpoints if e not in self._ill and self.breaker.state(self._key(e)) == "closed"}
         # A well endpoint is of no use to what cannot go there, or cannot be read here.
-        if not waiting or (well and any(not item.unreadable for item, _ in turns)):
+        if not waiting or any(well - item.conflicts and not item.unreadable for item, _ in turns):
             return []
         self._blocked = True
         return [Tell(protocol.Blocked(len(waiting), min((t for _, t in turns), default=None), now))]

@@ -12,11 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eventrange.errors import RUN_AGAIN, LauncherEnded
 from yoda.orphan import STARTER
 from yoda.setting import EXIT_FILE, Setting, hand_on
+
+if TYPE_CHECKING:
+    from yoda.prepared import Prepared
 
 HURRY = 2.0  #: seconds a launcher may take to end its ranks when the user interrupts twice
 LATE = 30  #: seconds a launcher may take to end after rank 0 has
@@ -35,6 +38,7 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
     prepared = prepare(setting)  # what is wrong is said here, once, and before any MPI
     code = finished(prepared) if may_be_finished(setting.taskdir) else None
     if code is not None:
+        _warn(prepared)
         from yoda.beside import stage_out_rest
 
         stage_out_rest(setting, prepared.frozen)
@@ -51,8 +55,12 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
         # Open MPI keeps a folder named after its process id in /tmp; one that was killed leaves it there, and whoever
         # gets that id next does not start. So it gets a place of its own, unless it was given one.
         own = {"PRTE_MCA_prte_tmpdir_base": folder} if nodes == 1 else {}
+        handed: dict[str, str] = {}
         if nodes == 1:
-            extra = {**extra, STARTER: str(os.getpid()), **hand_on(setting, prepared.frozen, f"{folder}/setting")}
+            handed = hand_on(setting, prepared.frozen, f"{folder}/setting")
+            extra = {**extra, STARTER: str(os.getpid()), **handed}
+        if not handed:  # else rank 0 says them: when it opens the task itself, there are none any more
+            _warn(prepared)
         env = {**own, **environ, **extra, **line.environment, EXIT_FILE: exit_file}
         child = subprocess.Popen(
             arguments, env=env, start_new_session=True, preexec_fn=_end_with(os.getpid()), **line.pipes
@@ -88,6 +96,11 @@ def launch(setting: Setting, environ: Mapping[str, str]) -> int:
                 file=sys.stderr,
             )
             return RUN_AGAIN
+
+
+def _warn(prepared: Prepared) -> None:
+    for warning in prepared.frozen.warnings:
+        print(f"yoda: {warning}", file=sys.stderr, flush=True)
 
 
 def _see_through(child: subprocess.Popen[bytes], exit_file: str, hurry: list[float]) -> int:

@@ -69,7 +69,7 @@ def left_open(taskdir: TaskDir, allocation: str, catalogue: Catalogue) -> dict[S
 def done_rows(taskdir: TaskDir, fingerprint: str, allocation: str) -> dict[tuple[int, int], NDArray[Any]]:
     """DONE records that have an image, of one allocation, by Droid and segment.
 
-    None while its journal cannot be read to the end, lest a part be sealed as all there is.
+    Nothing while its journal cannot be read to the end, lest a part be sealed as all there is.
     """
     found, story = [], Story(taskdir, fingerprint, {allocation})
     for _, entry in story.whole():

@@ -64,6 +64,7 @@ class Setting:
 
 
 class _Handed(msgspec.Struct, frozen=True):
+    folder: str
     arguments: list[str]
     job: Job
     site: Site
@@ -75,8 +76,8 @@ def hand_on(setting: Setting, frozen: Frozen, path: str) -> dict[str, str]:
     """Write what was read to `path`, so that ranks on this machine need neither read nor check it again; returns what
     their environment has to say. What cannot be written down they read for themselves."""
     try:
-        task = msgspec.Raw(msgspec.msgpack.encode(msgspec.structs.replace(frozen, warnings=())))
-        handed = _Handed(setting.request.arguments(), setting.job, setting.site, setting.taskdir.root, task)
+        task, said = msgspec.Raw(msgspec.msgpack.encode(frozen)), setting.request.arguments()
+        handed = _Handed(os.getcwd(), said, setting.job, setting.site, setting.taskdir.root, task)
         with open(path, "xb") as file:
             file.write(msgspec.msgpack.encode(handed))
     except (OSError, OverflowError, TypeError, ValueError):
@@ -91,7 +92,10 @@ def handed(request: Request, environ: Mapping[str, str]) -> Setting:
             found = msgspec.msgpack.decode(file.read(), type=_Handed)
     except (KeyError, OSError, msgspec.DecodeError):
         return read(request)
-    if found.arguments != request.arguments():  # a payload that runs Yoda has our environment, too
+    if (found.folder, found.arguments) != (
+        os.getcwd(),
+        request.arguments(),
+    ):  # a payload that runs Yoda has our environment, too
         return read(request)
     return Setting(request, found.job, found.site, TaskDir(found.root), bytes(found.task))
 

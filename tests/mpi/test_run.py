@@ -192,6 +192,29 @@ def test_merge_into_a_file_of_any_name(place_here: Place, tmp_path: Path) -> Non
         assert made.read_bytes() == usual.read_bytes()
 
 
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_payload_that_was_edited_is_told_of_once(place_here: Place, complete: bool) -> None:
+    """Whoever says it: our launcher is the one that finds out, and rank 0 the one with a log."""
+    place = place_here
+    code = (
+        runs.LIGHT
+        if complete
+        else runs.LIGHT.replace("    n = int(", "    import time; time.sleep(0.01)\n    n = int(")
+    )
+    place.job(code, inputs={"format": "generate", "events": 300})
+    begun = place.start()
+    if complete:
+        assert begun.wait().code == 0
+    else:
+        begun.until(lambda: place.done() > 0, "something done")
+        begun.kill_everything()
+    payload = place.folder / "payload.py"
+    payload.write_text(payload.read_text() + "# edited\n")
+    for times in (1, 0):
+        done = place.run()
+        assert done.code == 0 and done.text.count("has changed since this task was last run") == times, done.text
+
+
 def test_runs_in_a_bare_environment(place_here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a cron job or a container may have it: no HOME, which Open MPI does not start without; no UTF-8."""
     monkeypatch.delenv("HOME")

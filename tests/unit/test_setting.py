@@ -35,21 +35,25 @@ def setting(tmp_path: Path, options: str = "{x: 1.5, y: [a, 2, null], z: {k: tru
 def test_ranks_have_what_their_launcher_read_and_read_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = setting(tmp_path)
     prepared = prepare(ours)
-    environ = hand_on(ours, msgspec.structs.replace(prepared.frozen, warnings=("once",)), str(tmp_path / "handed"))
+    warned = msgspec.structs.replace(prepared.frozen, warnings=("the payload has changed",))
+    environ = hand_on(ours, warned, str(tmp_path / "handed"))
     (tmp_path / "job.yaml").write_text("edited meanwhile")
     theirs = handed(ours.request, environ)
     assert (theirs.request, theirs.job, theirs.site) == (ours.request, ours.job, ours.site)
     assert theirs.taskdir == ours.taskdir and theirs.job.ranges.max_attempts == 5
     found = prepare(theirs)
-    assert isinstance(found.frozen, Frozen) and found.frozen == prepared.frozen and found.total == 10
+    assert isinstance(found.frozen, Frozen) and found.frozen == warned and found.total == 10
 
 
-def test_who_has_not_been_handed_this_reads_it(tmp_path: Path) -> None:
+def test_who_has_not_been_handed_this_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = setting(tmp_path)
     environ = hand_on(ours, prepare(ours).frozen, str(tmp_path / "handed"))
     other = replace(ours.request, task=str(tmp_path / "other.task"))  # a payload that runs Yoda
     assert handed(other, environ).taskdir.root == str(tmp_path / "other.task")
-    assert handed(ours.request, {}).frozen is None
+    assert handed(ours.request, {}).frozen is None and handed(ours.request, environ).frozen is not None
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path.parent)  # the same words mean another job there
+        assert handed(ours.request, environ).frozen is None
     assert handed(ours.request, {HANDED: str(tmp_path / "gone")}).job == ours.job
     (tmp_path / "handed").write_bytes(b"\xff")
     assert handed(ours.request, environ).job == ours.job

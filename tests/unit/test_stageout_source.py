@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import json
+import os
 import shutil
 import sys
 import threading
@@ -174,6 +176,41 @@ def test_a_copy_where_the_site_file_no_longer_looks_is_away(world: World, tmp_pa
     world.copies["primary"].unlink()
     world.copies["failover"].rename(tmp_path / "new" / "failover" / "k.tar")  # moved by whoever changed the site file
     assert world.images().fetch(world.placed[0]) == IMAGES[0]
+
+
+def test_damage_where_the_objects_were_moved_to_is_damage(world: World, tmp_path: Path) -> None:
+    world.path.unlink()
+    world.sites = [EndpointSite(name=site.name, url=f"file://{tmp_path}/new/{site.name}") for site in world.sites]
+    for name, path in world.copies.items():
+        world.spoil(path, 0)
+        (tmp_path / "new" / name).mkdir(parents=True)
+        path.rename(tmp_path / "new" / name / "k.tar")
+    images = world.images()
+    with pytest.raises(ImageDamaged):
+        images.fetch(world.placed[0])
+    assert not images.away and images.fetch(world.placed[1]) == IMAGES[1]
+
+
+@pytest.mark.parametrize(("code", "away"), [(errno.EACCES, 1), (errno.ESTALE, 1), (errno.EMFILE, 1), (errno.EIO, 0)])
+def test_what_cannot_be_read_now_may_be_whole(
+    world: World, monkeypatch: pytest.MonkeyPatch, code: int, away: int
+) -> None:
+    for path in world.copies.values():
+        path.unlink()
+    really = os.open
+
+    def refuses(path: Any, *rest: Any, **more: Any) -> int:
+        if str(path) == str(world.path):
+            raise OSError(code, os.strerror(code), path)
+        return really(path, *rest, **more)
+
+    images = world.images()
+    with monkeypatch.context() as now:
+        now.setattr(os, "open", refuses)
+        with pytest.raises(ImageDamaged, match=os.strerror(code)):
+            images.fetch(world.placed[0])
+    assert len(images.away) == away and list(images.offline) == ["the task directory"] * away
+    assert images.fetch(world.placed[0]) == IMAGES[0]
 
 
 # --- probe and alert ------------------------------------------------------------------------------------------------

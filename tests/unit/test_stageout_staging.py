@@ -90,6 +90,14 @@ def test_a_conflict_is_not_the_endpoints_fault() -> None:
     assert told(staging.drain(1e9, False, 3), Ended)[0].left == ("a",)
 
 
+def test_an_endpoint_that_is_well_but_cannot_have_it_does_not_hide_that_the_other_is_down() -> None:
+    staging = core(tries=1)
+    staging.submit(seg("a"), (), 0)
+    assert told(staging.failed("a", "primary", "StorageConflict", "taken", 1), Blocked) == []
+    orders = staging.failed("a", "failover", "StorageTransient", "503", 2)
+    assert [report.until for report in told(orders, Blocked)] == [12]
+
+
 def test_both_down_is_said_once_and_work_goes_on_when_one_is_back() -> None:
     staging = core(tries=1)
     staging.submit(seg("a"), (), 0)
