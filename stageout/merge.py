@@ -200,11 +200,10 @@ def _write(
         return plan.partial or not plan.damaged
 
     def images() -> Iterator[Image]:
-        for image, _, error in found:
-            if error is not None and useful():
-                raise error
-            if image is not None:
-                yield image
+        for batch in found:
+            if batch.error is not None and useful():
+                raise batch.error
+            yield from batch.images
 
     with closing(batches(plan, layouts)) as found:
         coming = images()

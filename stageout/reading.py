@@ -30,6 +30,7 @@ FetchMany = Callable[[NDArray[Any]], list[memoryview | None]]
 
 _BATCH_ROWS, _BATCH_BYTES = 256, 8 * 2**20
 _FIRST_ROWS = 32  #: the first batches are short, so that writing begins at once
+_LARGE = 256 * 1024  #: bytes of an image from which on copying it to its neighbours costs more than it saves
 _SAMPLES = 16
 
 
@@ -48,10 +49,10 @@ class Plan:
 
 
 class Batch(NamedTuple):
-    """Neighbouring images as one: those that could be read, in order, and which could not. Or what is wrong with their
-    fields."""
+    """Neighbouring images: those that could be read, in order, small ones as one, and which could not. Or what is wrong
+    with their fields."""
 
-    image: Image | None
+    images: list[Image]
     damaged: dict[int, ImageDamaged]
     error: Exception | None = None
 
@@ -120,7 +121,9 @@ def _batch(plan: Plan, layouts: list[Layout], low: int, high: int) -> Batch:
     rows = [row for row in range(low, high) if row not in plan.damaged]
     damaged: dict[int, ImageDamaged] = {}
     places = plan.placed[rows]
-    found = _together(layouts, places, data := _fetched(plan, rows, places, damaged))
+    data = _fetched(plan, rows, places, damaged)
+    apart = int(places["size"].sum()) >= _LARGE * len(rows)
+    found = None if apart else _together(layouts, places, data)
     images = [found] if found is not None else []
     if found is None:
         for row, place, image in zip(rows, places, data, strict=True):
@@ -129,12 +132,11 @@ def _batch(plan: Plan, layouts: list[Layout], low: int, high: int) -> Batch:
                     images.append(_checked(place, image))
                 except ImageDamaged as error:
                     damaged[row] = error
-    if not images:
-        return Batch(None, damaged)
+    groups = [[image] for image in images] if apart else [images] if images else []
     try:
-        return Batch(joined_images(layouts, plan.schema, images), damaged)
+        return Batch([joined_images(layouts, plan.schema, group) for group in groups], damaged)
     except (FieldVaries, FieldsChanged) as error:
-        return Batch(None, damaged, error)
+        return Batch([], damaged, error)
 
 
 def _fetched(
@@ -155,8 +157,6 @@ def _fetched(
 
 def _together(layouts: list[Layout], places: NDArray[Any], data: list[bytes | memoryview | None]) -> Image | None:
     """All of `data` as one image if they can be read so, and hold the events they should."""
-    if len(data) == 1:  # a large one, which joining would copy
-        return None
     there = [image for image in data if image is not None]
     found = read_together(there, frozenset(layout.name for layout in layouts if layout.jagged))
     if found is None:

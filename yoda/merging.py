@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from eventrange.axis import Axis
 from eventrange.errors import ConfigError, MergeIncomplete, StorageOffline
 from eventrange.history import Story, done_records, read_progress
+from eventrange.memory import keep_freed
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue, SegmentId
 from stageout.merge import Merged, merge
@@ -72,6 +73,7 @@ def merge_task(
     down it is tried again for `choices.wait` seconds, with back-off, then StorageOffline is raised; nothing becomes
     pending for that, nor because a stage-out beside the merge has moved images.
     """
+    keep_freed()
     until, pause = time.monotonic() + choices.wait, FIRST_PAUSE
     while True:
         try:

@@ -24,6 +24,7 @@ import numpy as np
 
 from eventrange import image, records
 from eventrange.entry import COLLECT
+from eventrange.memory import keep_freed
 from eventrange.segment import SegmentWriter, checksum
 from eventrange.segmentreader import SegmentReader
 from stageout.merge import merge, winners
@@ -152,6 +153,7 @@ def _case(events: list[dict[str, Any]], size: int, compression: str, repeat: int
 def run(quick: bool = False) -> dict[str, Any]:
     """Byte rates of merge and copy, small and large images, gzip and none."""
     gc.set_threshold(COLLECT, *gc.get_threshold()[1:])  # as in every process of ours
+    keep_freed()  # as in every merge
     random = np.random.default_rng(5)
     small = [
         {

@@ -19,8 +19,15 @@ from merging import Task, event, events_in, numbers, same, whole
 from eventrange import image, records
 from eventrange.errors import CannotWrite, FieldsChanged, ImageMissing, MergeIncomplete
 from eventrange.records import Kind
-from stageout import finalfile
+from stageout import finalfile, reading
 from stageout.merge import gaps, merge, winners
+
+
+@pytest.fixture(autouse=True, params=[reading._LARGE, 0], ids=["joined", "apart"])
+def _size_of_a_large_image(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small images are joined before they are written, large ones are not: the images of these tests are taken for
+    both."""
+    monkeypatch.setattr(reading, "_LARGE", request.param)
 
 
 def _go(task: Task, out: Path, count: int, **options: Any) -> Any:
