@@ -17,12 +17,11 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-RANGE_COST = 0.002  #: core-seconds a range takes beyond its events, from worker to journal
-COMMIT_COST = 0.001  #: core-seconds a group commit takes: a wake-up of the Droid, and one of Yoda
-SHORTEST, LONGEST = 0.1, 0.5  #: seconds of a range (L4)
+RANGE_COST = 0.0005  #: core-seconds a range takes beyond its events, from worker to journal
+COMMIT_COST = 0.0025  #: core-seconds a group commit takes: the Droid, Yoda, and what two fsyncs have the kernel do
+SHORTEST, LONGEST = 0.05, 0.5  #: seconds of a range (L4)
 UNHURT = 8  #: times what it has lived, to the next kill of a task that was never killed
-#: Seconds between kills that a task is taken to have at least while it was never killed: ranges are the longest then.
-QUIET = LONGEST**2 / (2 * RANGE_COST)
+QUIET = 60.0  #: seconds between kills that a task is taken to have at least while it was never killed
 
 
 @dataclass(frozen=True)

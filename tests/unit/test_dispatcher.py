@@ -150,11 +150,11 @@ def test_ranges_and_commits_get_longer_with_the_life_of_an_allocation() -> None:
     y = Yoda(10**6, past=Past(30.0, 3))
     y.hello(1, workers=2)
     found = []
-    for seconds in (0, 20, 600):
+    for seconds in (0, 20, 900):
         y.now += seconds
         (_, grant), *_ = sent(y.wants(1, 1), Grant)
         found.append((grant.range_seconds, grant.commit_seconds))
-    between = [(30.0 + age) / 3 for age in (0, 20, 620)]
+    between = [(30.0 + age) / 3 for age in (0, 20, 920)]
     assert found == [(range_seconds(x), commit_seconds(x, 2)) for x in between] and found[2][0] == LONGEST
 
 

@@ -35,7 +35,7 @@ def test_a_task_that_was_never_killed_gets_long_ranges() -> None:
     assert Past.of(lives(5.0, 5.0), {"0": "drained"}, {"1"}) == Past(10.0, 0)
     assert Past(5.0, 0).between_kills(2.0) == QUIET
     assert Past(10.0, 0).between_kills(QUIET) == UNHURT * (QUIET + 10.0), "it has lived so long"
-    assert range_seconds(QUIET) == LONGEST
+    assert SHORTEST < range_seconds(QUIET) < LONGEST == range_seconds(UNHURT * QUIET)
 
 
 def test_kills_make_them_shorter_and_peace_longer() -> None:
