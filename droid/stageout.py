@@ -44,6 +44,7 @@ class Uploads:
         self._again_at = 0.0  # when to start another one
         self._state_path = breakerfile.state_path(rules, taskdir.root)
         self._names = [site.name for site in endpoints]
+        self._services = {site.name: site.service for site in endpoints}
         self._task = self._allocation = ""
         self._rank = 0
         self._known: dict[str, Known] = {}  # segments that are not finished, with the copies the journal knows of
@@ -187,7 +188,7 @@ class Uploads:
             case protocol.Staged():
                 where = "re-homed to" if report.rehomed else "staged to"
                 self.log(f"segment {report.segment} {where} {report.endpoint} ({report.size} bytes)")
-                return [self._ask(staged_note(report), report)]
+                return [self._ask(staged_note(report, self._services[report.endpoint]), report)]
             case protocol.Removed(endpoint=None):
                 known = self._known.get(report.segment)
                 if known is not None:

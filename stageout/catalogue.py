@@ -50,6 +50,7 @@ class Known:
     members: int = 0
     file: str = ""  # name in the allocation's folder, where it is not the usual one: a repaired copy
     copies: dict[str, tuple[str, str]] = field(default_factory=dict)
+    services: dict[str, str] = field(default_factory=dict)  # of copies: the server, where the note says it
     local: bool = True  # False: the local copy was deleted because others are recorded
     unusable: str = ""  # why the local file cannot be uploaded
 
@@ -169,7 +170,11 @@ class Catalogue:
             known.members, known.file = int(note.get("members", 0)), str(note.get("file", ""))
             known.unusable = ""
         elif name == "staged":
-            known.copies[str(note["endpoint"])] = str(note["key"]), str(note["url"])
+            endpoint = str(note["endpoint"])
+            known.copies[endpoint] = str(note["key"]), str(note["url"])
+            known.services.pop(endpoint, None)
+            if "service" in note:
+                known.services[endpoint] = str(note["service"])
             known.unusable = ""
             if not known.sealed:  # the note of its sealing was damaged: this one says all that matters
                 known.size, known.adler32 = int(note["size"]), int(note["adler32"], 16)
@@ -198,8 +203,8 @@ def tapped(story: Iterable[tuple[str, Any]], catalogue: Catalogue) -> Iterator[t
         yield allocation, entry
 
 
-def staged_note(report: protocol.Staged) -> dict[str, Any]:
-    """The journal's note of a verified copy."""
+def staged_note(report: protocol.Staged, service: str) -> dict[str, Any]:
+    """The journal's note of a verified copy. `service` is that of the endpoint: URLs of S3 do not tell the server."""
     id = SegmentId.parse(report.segment)
     return {
         "note": "staged",
@@ -209,6 +214,7 @@ def staged_note(report: protocol.Staged) -> dict[str, Any]:
         "endpoint": report.endpoint,
         "key": report.key,
         "url": report.url,
+        "service": service,
         "size": report.size,
         "adler32": f"{report.adler32:08x}",
         "sha256": report.sha256,

@@ -25,6 +25,7 @@ from eventrange.errors import StorageFull as Full
 from eventrange.errors import StorageMissing as Missing
 from eventrange.errors import StoragePermanent as Permanent
 from eventrange.errors import StorageTransient as Transient
+from stageout.site import EndpointSite
 
 __all__ = [
     "Conflict",
@@ -93,6 +94,7 @@ class Endpoint(Protocol):
     """A place for objects. Keys are relative, `/`-separated, without `.` and `..`; errors are those of this module."""
 
     name: str
+    site: EndpointSite
 
     def put(self, source: str | bytes, key: str, *, size: int, adler32: int, sha256: str) -> Stat:
         """Store a local file (by path) or bytes under `key`, verified.

@@ -69,13 +69,18 @@ class EndpointSite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return urlsplit(self.url).scheme
 
     @property
+    def service(self) -> str:
+        """The server that has the bucket of `url`; empty for files and for Amazon's own."""
+        return (self.endpoint_url or "").rstrip("/")
+
+    @property
     def place(self) -> tuple[str, ...]:
         """Equal for two endpoints that are one place, as far as their addresses tell."""
         parts = urlsplit(self.url)
         if parts.scheme == "file":
             return "file", os.path.realpath(unquote(parts.path))
-        service = (self.endpoint_url or "").rstrip("/"), self.profile or ""  # a profile may be a tenant of its own
-        return "s3", *service, parts.netloc, parts.path.strip("/")
+        # a profile may be a tenant of its own
+        return "s3", self.service, self.profile or "", parts.netloc, parts.path.strip("/")
 
 
 class BreakerRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

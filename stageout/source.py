@@ -154,15 +154,16 @@ class Images:
         with self._lock:
             if self._endpoints is None:
                 self._endpoints = self._open_endpoints()
-        found, seen = [], set()
+        found: list[tuple[Endpoint, str]] = []
+        seen: set[str] = set()
         for endpoint in self._endpoints:
             for name, (key, url) in known.copies.items():
-                at = endpoint.url(key)
-                if endpoint.name == name or at == url:
-                    seen.add(at)
-                    if (endpoint, key) not in found:
-                        found.append((endpoint, key))
-        return found, [(name, url) for name, (_, url) in known.copies.items() if url not in seen]
+                same = endpoint.url(key) == url
+                if same and known.services.get(name, endpoint.site.service) == endpoint.site.service:
+                    seen.add(name)
+                if (same or endpoint.name == name) and (endpoint, key) not in found:
+                    found.append((endpoint, key))
+        return found, [(name, url) for name, (_, url) in known.copies.items() if name not in seen]
 
     def _remote(self, endpoint: Endpoint, id: SegmentId, key: str, offset: int, size: int, crc: int) -> bytes:
         start, data = self._span(endpoint, id, key, offset)

@@ -53,6 +53,10 @@ class Storage:
     endpoints: tuple[EndpointSite, ...]
     rules: StageoutRules = field(default_factory=StageoutRules)
 
+    def service(self, endpoint: str) -> str:
+        """The server of the endpoint of that name."""
+        return next(site.service for site in self.endpoints if site.name == endpoint)
+
 
 @dataclass
 class Outcome:
@@ -327,7 +331,7 @@ class Carrier:
                 self.say(f"storage {one.name} failed too often and is not used before {when}")
 
     def _staged(self, stager: StagerProcess, report: protocol.Staged) -> None:
-        self.note(staged_note(report))
+        self.note(staged_note(report, self.storage.service(report.endpoint)))
         stager.send(protocol.Recorded(report.segment, report.endpoint))
         known = self._known[report.segment]
         self.outcome.staged += not known.copies

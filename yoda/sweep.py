@@ -103,7 +103,8 @@ def sweep(
                     say(f"{url} is not what was sealed as {known.id}, and is left alone")
                     continue
                 sums = known.size, known.adler32, known.sha256
-                values = staged_note(protocol.Staged(str(known.id), endpoint.name, one.key, url, *sums, time.time()))
+                report = protocol.Staged(str(known.id), endpoint.name, one.key, url, *sums, time.time())
+                values = staged_note(report, endpoint.site.service)
                 note(values)
                 catalogue.add(known.id.allocation, values)
                 adopted += 1

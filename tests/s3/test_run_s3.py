@@ -308,3 +308,22 @@ def test_a_damaged_object_costs_the_events_of_its_damaged_images(
     assert done.code == 0 and place.sha256() == reference, done.text
     assert runs.granted_again(place.story()) == []
     assert place.run(command="stageout").code == 0 and place.run(command="verify").code == 0
+
+
+def test_an_endpoint_that_is_another_server_now_makes_no_event_again(
+    place: runs.Place, swift: servers.Server, tmp_path: Path, reference: str
+) -> None:
+    """Same name, same bucket, another service, which has none of the objects: they are where they were."""
+    bucket = fresh("moved", swift.url)
+    site(place, endpoint("primary", bucket, swift.url), delete_local=True)
+    assert place.run().code == 0 and local(place) == []
+    shutil.rmtree(place.task().merged)
+    with servers.running("rclone", tmp_path / "own") as other:
+        client(other.url).create_bucket(Bucket=bucket)
+        site(place, endpoint("primary", bucket, other.url), delete_local=True)
+        done = place.run("--site", str(place.folder / "site.yaml"), command="merge")
+        assert done.code == 75 and "is not in the site file" in done.text, done.text
+        assert place.done() == EVENTS
+    site(place, endpoint("primary", bucket, swift.url), delete_local=True)
+    done = place.run(command="merge")
+    assert done.code == 0 and place.sha256() == reference, done.text

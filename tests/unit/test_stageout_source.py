@@ -160,6 +160,27 @@ def test_a_copy_on_an_endpoint_nobody_knows_any_more_is_away(world: World) -> No
     assert len(images.away) == 1
 
 
+def test_a_copy_on_a_server_that_is_not_the_one_we_ask_is_away(world: World) -> None:
+    """Buckets may have the same name on two servers: that one of them has no such object says nothing of the other."""
+    world.path.unlink()
+    for path in world.copies.values():
+        path.unlink()
+    known = world.catalogue.segments[SegmentId("a", 1, 0)]
+    for name, (key, url) in known.copies.copy().items():
+        where = {"endpoint": name, "key": key, "url": url, "service": "https://s3.example.org"}
+        sums = {"size": known.size, "adler32": f"{known.adler32:08x}", "sha256": known.sha256}
+        world.catalogue.add("a", {"note": "staged", "droid": 1, "segment": 0, **where, **sums})
+    images = world.images()
+    with pytest.raises(ImageDamaged, match="is not in the site file"):
+        images.fetch(world.placed[0])
+    assert len(images.away) == 1
+    known.services.update(dict.fromkeys(known.copies, ""))  # noted by the endpoints that we ask
+    images = world.images()
+    with pytest.raises(ImageDamaged):
+        images.fetch(world.placed[0])
+    assert not images.away and not images.offline
+
+
 def test_a_copy_where_the_site_file_no_longer_looks_is_away(world: World, tmp_path: Path) -> None:
     """The endpoints keep their names and get other addresses; then one gets the old address under another name."""
     world.path.unlink()
