@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # our launcher does without them, and without numpy, unless a
     from yoda.keeper import Presence
 
 END_NOTE = 4096  #: bytes at the end of a journal that hold its `end` note
+_LEFT = re.compile(rb'\{"note":"end",.*"done":(\d+),"quarantined":(\d+),"total":(\d+)')
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,13 @@ def finished(prepared: Prepared) -> int | None:
 
 
 def may_be_finished(taskdir: TaskDir) -> bool:
-    """Whether some allocation came to its end by itself. If all were killed, folding their journals can wait for rank
-    0, which does it anyway: this costs no numpy."""
+    """Whether some allocation said at its end that all events were done or given up. If all were killed or drained
+    before, folding their journals can wait for rank 0, which does it anyway: this costs no numpy."""
     for name in reversed(taskdir.allocations()):
         with contextlib.suppress(OSError), open(taskdir.journal(name), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - END_NOTE))
-            if b'{"note":"end",' in file.read():
+            left = _LEFT.search(file.read())
+            if left is not None and int(left[1]) + int(left[2]) >= int(left[3]):
                 return True
     return False
 

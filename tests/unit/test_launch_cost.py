@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import eventrange.entry
 from eventrange.journal import JournalWriter
@@ -43,20 +44,30 @@ def test_what_the_user_says_of_threads_counts() -> None:
     assert _run(OMP_NUM_THREADS="3")[0] == "False 1 3"
 
 
-def test_only_an_allocation_that_ended_by_itself_can_have_finished(tmp_path: Path) -> None:
+def test_only_an_allocation_that_said_so_can_have_finished(tmp_path: Path) -> None:
     taskdir = TaskDir(str(tmp_path))
     assert not may_be_finished(taskdir)
     taskdir.make()
-    _journal(taskdir, "a", "end")
+    _journal(taskdir, "a", "end", done=9, quarantined=1, total=10)
     _journal(taskdir, "b", "pulse")
     assert may_be_finished(taskdir)
     os.unlink(taskdir.journal("a"))
     assert not may_be_finished(taskdir)
 
 
-def _journal(taskdir: TaskDir, name: str, last: str) -> None:
+def test_one_that_was_drained_has_not(tmp_path: Path) -> None:
+    taskdir = TaskDir(str(tmp_path))
+    taskdir.make()
+    _journal(taskdir, "a", "end", reason='"SIGTERM"', exit_code=75, done=8, quarantined=1, total=10)
+    assert not may_be_finished(taskdir)
+    _journal(taskdir, "b", "end", reason="complete", exit_code=0, done=10, quarantined=0, total=10)
+    _journal(taskdir, "c", "end", reason="SIGTERM", exit_code=75, done=9, quarantined=0, total=10)
+    assert may_be_finished(taskdir)
+
+
+def _journal(taskdir: TaskDir, name: str, last: str, **values: Any) -> None:
     journal = JournalWriter(taskdir.journal(name), "f" * 64, name)
     journal.note("joined", text="x" * 10_000)
-    journal.note(last, time=1.0)
+    journal.note(last, time=1.0, **values)
     journal.flush()
     journal.file.close()
