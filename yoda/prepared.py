@@ -103,13 +103,24 @@ def finished(prepared: Prepared) -> int | None:
 def may_be_finished(taskdir: TaskDir) -> bool:
     """Whether some allocation said at its end that all events were done or given up. If all were killed or drained
     before, folding their journals can wait for rank 0, which does it anyway: this costs no numpy."""
-    for name in reversed(taskdir.allocations()):
-        with contextlib.suppress(OSError), open(taskdir.journal(name), "rb") as file:
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = taskdir.allocations()
+    for name in reversed(names):
+        with contextlib.suppress(OSError), open(taskdir.journal(name), "rb", opener=_at_once) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - END_NOTE))
-            left = _LEFT.search(file.read())
+            tail = file.read()
+            left = _LEFT.search(tail)
             if left is not None and int(left[1]) + int(left[2]) >= int(left[3]):
                 return True
+            if b'{"note":"merg' in tail:  # `merging` and `merged` follow the end; a long merge writes many
+                return True
     return False
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for somebody at the other end, should `path` be a pipe (seeking in it is refused then)."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def presence(prepared: Prepared, environ: Mapping[str, str]) -> AbstractContextManager[Presence]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import eventrange.entry
 from eventrange.journal import JournalWriter
 from eventrange.taskdir import TaskDir
+from yoda.merge_notes import PULSE, MergeNotes
 from yoda.prepared import may_be_finished
 
 _HELP = """
@@ -63,6 +65,32 @@ def test_one_that_was_drained_has_not(tmp_path: Path) -> None:
     _journal(taskdir, "b", "end", reason="complete", exit_code=0, done=10, quarantined=0, total=10)
     _journal(taskdir, "c", "end", reason="SIGTERM", exit_code=75, done=9, quarantined=0, total=10)
     assert may_be_finished(taskdir)
+
+
+def test_one_whose_merge_took_long_can_have(tmp_path: Path) -> None:
+    taskdir = TaskDir(str(tmp_path))
+    taskdir.make()
+    _journal(taskdir, "a", "end", done=10, quarantined=0, total=10)
+    journal = JournalWriter(taskdir.journal("b"), "f" * 64, "b")
+    notes = MergeNotes(journal, count(1e9, PULSE).__next__)
+    with notes:
+        for done in range(1000):
+            notes.progress(done, 1000)
+    os.unlink(taskdir.journal("a"))
+    assert may_be_finished(taskdir)
+
+
+def test_what_is_no_journal_is_passed_over(tmp_path: Path) -> None:
+    taskdir = TaskDir(str(tmp_path))
+    taskdir.make()
+    os.mkfifo(taskdir.journal("zz"))
+    os.mkdir(taskdir.journal("yy"))
+    assert not may_be_finished(taskdir)
+    _journal(taskdir, "a", "end", done=10, quarantined=0, total=10)
+    assert may_be_finished(taskdir)
+    os.rename(taskdir.journals, tmp_path / "elsewhere")
+    Path(taskdir.journals).touch()
+    assert not may_be_finished(taskdir)
 
 
 def _journal(taskdir: TaskDir, name: str, last: str, **values: Any) -> None:
