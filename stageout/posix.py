@@ -154,6 +154,15 @@ class PosixEndpoint:
             raise self._error(Permanent, "put", self.root, f"there is no folder {parent}; is its file system mounted?")
         os.makedirs(folder, exist_ok=True)
 
+    def _mounted(self) -> bool:
+        """Whether anything was ever put here that can be seen now. Where a file system is not mounted everything looks
+        missing, and its root is not there, or an empty folder; folders of ours stay when their objects are deleted."""
+        try:
+            with os.scandir(self.root) as entries:
+                return any(True for _ in entries)
+        except OSError:
+            return False
+
     def _part(self, path: str) -> str:
         folder, name = os.path.split(path)
         with self._lock:
@@ -260,11 +269,13 @@ class PosixEndpoint:
         except OSError as error:
             number = error.errno or 0
             kind: type[StorageError] = Transient
-            if number == errno.ENOENT:
-                # Without its root, everything looks missing: that is an unmounted file system, not a lost object.
-                kind = Missing if os.path.isdir(self.root) else Transient
+            detail = os.strerror(number)
+            if number == errno.ENOENT and self._mounted():
+                kind = Missing
+            elif number == errno.ENOENT:
+                detail = f"{self.root} is empty or not there; is its file system mounted?"
             elif number in _FULL:
                 kind = Full
             elif number in _PERMANENT:
                 kind = Permanent
-            raise self._error(kind, operation, key, os.strerror(number)) from None
+            raise self._error(kind, operation, key, detail) from None

@@ -70,8 +70,12 @@ class EndpointSite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def service(self) -> str:
-        """The server that has the bucket of `url`; empty for files and for Amazon's own."""
-        return (self.endpoint_url or "").rstrip("/")
+        """The server that has the bucket of `url`, always spelled alike; empty for files and for Amazon's own."""
+        if not self.endpoint_url:
+            return ""
+        parts = urlsplit(self.endpoint_url)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        return f"{parts.scheme}://{parts.hostname}:{port}{parts.path.rstrip('/')}"
 
     @property
     def place(self) -> tuple[str, ...]:

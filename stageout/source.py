@@ -103,13 +103,13 @@ class Images:
                         self.offline[endpoint.name] = str(error.values["detail"])
             away = True
             details.append(f"{endpoint.name} cannot be reached: {self.offline[endpoint.name]}")
-        for name, url in lost_sight_of:
+        for name, address in lost_sight_of:
             if name in there:  # it was moved to where that endpoint is now
                 continue
             away = True  # the site file no longer tells how to get there
             with self._lock:
-                self.offline.setdefault(name, f"{url} is not in the site file, under any name")
-            details.append(f"{name}: {url} is not in the site file")
+                self.offline.setdefault(name, f"{address} is not in the site file, under any name")
+            details.append(f"{name}: {address} is not in the site file")
         if away:
             with self._lock:
                 self.away.add((id, offset))
@@ -148,7 +148,7 @@ class Images:
         return reader
 
     def _candidates(self, known: Known) -> tuple[list[tuple[Endpoint, str]], list[tuple[str, str]]]:
-        """(endpoint, key) that may have a copy, and (name, url) of the copies that are at none of our endpoints."""
+        """(endpoint, key) that may have a copy, and (name, address) of the copies that are at none of our endpoints."""
         if not known.copies:
             return [], []
         with self._lock:
@@ -163,11 +163,19 @@ class Images:
                     seen.add(name)
                 if (same or endpoint.name == name) and (endpoint, key) not in found:
                     found.append((endpoint, key))
-        return found, [(name, url) for name, (_, url) in known.copies.items() if name not in seen]
+        lost_sight_of = []
+        for name, (_, url) in known.copies.items():
+            if name not in seen:
+                service = known.services.get(name)
+                lost_sight_of.append((name, f"{url} of {service}" if service else url))
+        return found, lost_sight_of
 
     def _remote(self, endpoint: Endpoint, id: SegmentId, key: str, offset: int, size: int, crc: int) -> bytes:
-        start, data = self._span(endpoint, id, key, offset)
-        image = data[offset - start : offset - start + size]
+        try:
+            start, data = self._span(endpoint, id, key, offset)
+            image = data[offset - start : offset - start + size]
+        except StorageCorrupt:  # the object ends within the span: no news of the images before its end
+            image = endpoint.get_range(key, offset, size)
         verify(image, size, crc, key, offset)
         return image
 

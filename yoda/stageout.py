@@ -73,12 +73,16 @@ class Outcome:
 
 
 def storage_of(taskdir: TaskDir, catalogue: Catalogue, site: Any = None) -> Storage:
-    """From the site file, or else as the last allocation had it. Raises ConfigError when no endpoint is known."""
+    """From the site file, or else as the last allocation had it but for the rules that `site` gives all the same
+    (--set). Raises ConfigError when no endpoint is known."""
     if site is not None and site.stageout:
         return Storage(site.stageout, site.stageout_rules)
+    said = {} if site is None else msgspec.to_builtins(site.stageout_rules)
+    given = {key.split(".")[1] for key in ({} if site is None else site.origins) if key.startswith("stageout_rules.")}
+    kept = catalogue.rules | {key: said[key] for key in given}
     try:
         found = msgspec.convert(catalogue.endpoints, tuple[EndpointSite, ...], strict=False)
-        rules = msgspec.convert(catalogue.rules, StageoutRules, strict=False)
+        rules = msgspec.convert(kept, StageoutRules, strict=False)
     except msgspec.ValidationError:
         found, rules = (), StageoutRules()
     if not found:

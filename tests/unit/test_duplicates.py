@@ -174,6 +174,7 @@ def test_copies_outlive_the_address_of_their_endpoint(task: TaskDir, tmp_path: P
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     new.mkdir()
+    (new / "another").touch()
     os.rename(task.segment("2020a", 1, 0), old / "k")
     noted(task, staged("primary", f"file://{old}/k"))
     one = frozen(tmp_path, COUNT)

@@ -23,6 +23,7 @@ from stageout.breaker import Breaker
 from stageout.catalogue import SegmentId, read_catalogue
 from stageout.site import BreakerRules, EndpointSite, NodeBreakerRules, StageoutRules
 from stageout.stagerclient import StagerProcess
+from yoda.config import load_site
 from yoda.leasedir import Heart, machine
 from yoda.nodes import Nodes
 from yoda.stageout import Outcome, Storage, _alone, endpoints_note, reset, stage_out, storage_of
@@ -522,6 +523,9 @@ def test_endpoints_are_known_from_the_last_run(tmp_path: Path, task: TaskDir) ->
     assert "secret" not in repr(note)
     found = storage_of(task, read_catalogue(Story(task, PRINT).whole()))
     assert found.endpoints == (given,) and found.rules.delete_local
+    asked = load_site(None, ["stageout_rules.delete_local=false"], here=False)
+    found = storage_of(task, read_catalogue(Story(task, PRINT).whole()), asked)
+    assert found.endpoints == (given,) and not found.rules.delete_local, "what the user says now counts"
     assert go(task).staged == 2
 
 

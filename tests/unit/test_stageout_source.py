@@ -53,6 +53,7 @@ class World:
         for name in ("primary", "failover"):
             self.sites.append(EndpointSite(name=name, url=f"file://{folder}/{name}"))
             (folder / name).mkdir()
+            (folder / name / "another.tar").touch()
             self.copies[name] = folder / name / "k.tar"
             shutil.copy(self.path, self.copies[name])
             where = {"endpoint": name, "key": "k.tar", "url": self.sites[-1].url + "/k.tar"}
@@ -151,6 +152,28 @@ def test_missing_everywhere_is_damage(world: World) -> None:
     assert not images.away and not images.offline
 
 
+def test_a_folder_where_nothing_is_mounted_has_lost_nothing(world: World) -> None:
+    world.path.unlink()
+    for path in world.copies.values():
+        shutil.rmtree(path.parent)
+        path.parent.mkdir()
+    images = world.images()
+    with pytest.raises(ImageDamaged, match="is its file system mounted"):
+        images.fetch(world.placed[0])
+    assert len(images.away) == 1 and set(images.offline) == set(world.copies)
+
+
+def test_a_copy_that_ends_early_costs_what_is_behind_its_end(world: World) -> None:
+    world.path.unlink()
+    for path in world.copies.values():
+        os.truncate(path, int(world.placed[-1]["offset"]) + 1)
+    images = world.images()
+    assert [images.fetch(row) for row in world.placed[:-1]] == IMAGES[:-1]
+    with pytest.raises(ImageDamaged):
+        images.fetch(world.placed[-1])
+    assert not images.away
+
+
 def test_a_copy_on_an_endpoint_nobody_knows_any_more_is_away(world: World) -> None:
     world.path.unlink()
     world.sites = []
@@ -171,7 +194,7 @@ def test_a_copy_on_a_server_that_is_not_the_one_we_ask_is_away(world: World) -> 
         sums = {"size": known.size, "adler32": f"{known.adler32:08x}", "sha256": known.sha256}
         world.catalogue.add("a", {"note": "staged", "droid": 1, "segment": 0, **where, **sums})
     images = world.images()
-    with pytest.raises(ImageDamaged, match="is not in the site file"):
+    with pytest.raises(ImageDamaged, match=r"k\.tar of https://s3\.example\.org is not in the site file"):
         images.fetch(world.placed[0])
     assert len(images.away) == 1
     known.services.update(dict.fromkeys(known.copies, ""))  # noted by the endpoints that we ask
@@ -289,3 +312,12 @@ def test_people_are_told_by_command_and_by_web_hook(tmp_path: Path) -> None:
 def test_an_alert_that_cannot_be_given_is_only_logged(tmp_path: Path) -> None:
     alert(StageoutRules(alert_command=(str(tmp_path / "missing"),), alert_url="http://127.0.0.1:9/"), {"endpoint": "a"})
     alert(StageoutRules(alert_command=(sys.executable, "-c", "raise SystemExit(3)")), {"endpoint": "a"})
+
+
+def test_a_server_has_one_name_however_it_is_spelled() -> None:
+    def service(url: str | None) -> str:
+        return EndpointSite(name="a", url="s3://bucket/", endpoint_url=url).service
+
+    assert service(None) == ""
+    assert service("https://S3.Example.org/") == service("https://s3.example.org:443") == "https://s3.example.org:443"
+    assert service("http://s3.example.org") != service("https://s3.example.org")
