@@ -35,7 +35,7 @@ class Job:
     def start(self, launcher: str = "true", job: str = RUNNING, number: int = 7, chain: str = "") -> int:
         """One start to its end: its exit code."""
         self.tool("scontrol", f'echo "JobId={number} {job} Restarts=0"')
-        self.tool("sbatch", f'echo "$*" >> {self.folder}/submitted')
+        self.tool("sbatch", f'echo "$*" >> {self.folder}/submitted; env > {self.folder}/passed_on')
         self.tool("squeue", "exit 1")
         self.tool("sleep", "exec /bin/sleep 0.02")
         self.tool("launcher", launcher)
@@ -79,6 +79,7 @@ def test_open_mpi_gets_a_place_of_its_own(job: Job) -> None:
     job.start("echo $PRTE_MCA_prte_tmpdir_base > place; touch $PRTE_MCA_prte_tmpdir_base/x")
     place = Path((job.folder / "place").read_text().strip())
     assert place.name.startswith("yoda-7.") and place.parent.is_dir() and not place.exists()
+    assert "yoda-7." not in (job.folder / "passed_on").read_text(), "the job submitted next makes a place of its own"
 
 
 def test_the_jobs_of_a_chain_count_together(job: Job) -> None:

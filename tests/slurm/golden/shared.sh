@@ -74,6 +74,7 @@ echo "$before events were done before a start on $SLURM_JOB_NODELIST" >> "$barre
 
 # Open MPI keeps a folder in /tmp, named after its process id; one left by a launcher that was killed stops the next of
 # that id. So it gets a place of its own.
+own=
 if [ "$SLURM_JOB_NUM_NODES" = 1 ] && [ -z "$PRTE_MCA_prte_tmpdir_base" ]; then
     own=$(mktemp -d "${TMPDIR:-/tmp}/yoda-$SLURM_JOB_ID.XXXXXX") && export PRTE_MCA_prte_tmpdir_base=$own
     trap 'rm -rf "$own"' EXIT
@@ -83,6 +84,7 @@ say "starts on $SLURM_JOB_NODELIST"
 # a session of its own: Slurm's SIGTERM to the job must not end the launcher before its ranks
 setsid mpiexec -n "$RANKS" yoda run job.yaml --site 'my site.yaml' --task /data/zjets &
 launcher=$!
+[ -n "$own" ] && unset PRTE_MCA_prte_tmpdir_base # gone when this ends, and sbatch passes on what is set
 [ -n "$warned" ] && kill -USR1 "$launcher"
 # wait returns whenever a trap has run
 while [ -z "$late" ] && kill -0 "$launcher" 2> /dev/null; do wait "$launcher"; done
