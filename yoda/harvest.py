@@ -63,9 +63,9 @@ class AccessPoint:
             ids = {"pandaID": self.ids.panda, "taskID": self.ids.task, "jobsetID": self.ids.jobset}
             write_file(request, json.dumps({self.ids.panda: {**ids, "nRanges": count}}).encode())
 
-    def take(self, target: str) -> int | None:
+    def take(self, target: str, last: str) -> int | None:
         """Move what has been delivered to `target`; returns how many ranges that were, None if nothing can be read
-        (yet). With no ranges there is no `target`."""
+        (yet). There is no `target` with no ranges, nor if they are those in `last`, the delivery before."""
         source = self._path("JobsEventRanges.json")
         try:
             with open(source, "rb") as file:
@@ -73,7 +73,7 @@ class AccessPoint:
             count = sum(len(ranges) for ranges in json.loads(data).values())
         except (OSError, ValueError, AttributeError, TypeError):
             return None
-        if count:
+        if count and not _holds(last, data):  # else: killed before the unlink; no two deliveries name the same ranges
             os.makedirs(os.path.dirname(target), exist_ok=True)
             write_file(target, data)  # elsewhere: the access point may be on another file system, and is cleaned
         os.unlink(source)
@@ -98,6 +98,12 @@ class AccessPoint:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             hint = "let Harvester put it there, or give --ids"
             raise ConfigError(file=path, key="job", detail=f"it tells of no job ({error!r})", hint=hint) from None
+
+
+def _holds(path: str, data: bytes) -> bool:
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        return file.read() == data
+    return False
 
 
 class Work(Protocol):
@@ -150,7 +156,7 @@ class Harvest:
         """What has been delivered before, and what comes."""
         while not self.stopping:
             folder = self._folder(self._next)
-            if os.path.exists(os.path.join(folder, RANGES)):
+            if os.path.exists(self._ranges(self._next)):
                 self._next += 1
                 yield folder
             elif self.no_more:
@@ -161,9 +167,9 @@ class Harvest:
     def _step(self) -> None:
         self.point.beat()
         self.stopping = self.stopping or self.point.killed
-        target = os.path.join(self._folder(self._next), RANGES)
+        target = self._ranges(self._next)
         if not (self.no_more or self.stopping or os.path.exists(target)):  # one delivery ahead is enough
-            taken = self.point.take(target)
+            taken = self.point.take(target, self._ranges(self._next - 1))
             self.no_more = taken == 0
             if taken is None:
                 self.point.ask(self.count)
@@ -171,6 +177,9 @@ class Harvest:
 
     def _folder(self, number: int) -> str:
         return os.path.join(self.root, f"{number:04d}")
+
+    def _ranges(self, number: int) -> str:
+        return os.path.join(self._folder(number), RANGES)
 
     def _reported(self, folder: str) -> bool:
         """Report what became of a delivery, once Harvester has taken the report before; False if something of it is

@@ -71,7 +71,8 @@ class Play:
             asked = json.loads(question.read_text())
             assert asked == {"1": {"pandaID": "1", "taskID": "2", "jobsetID": "3", "nRanges": 50}}
             self.story.append("asked")
-            answer.write_text(json.dumps({"1": [ONE] * self.deliveries.pop(0)})[:-1])
+            names = (f"{len(self.story)}-{n}" for n in range(self.deliveries.pop(0)))  # of each delivery its own
+            answer.write_text(json.dumps({"1": [{**ONE, "eventRangeID": name} for name in names]})[:-1])
             question.unlink()
         self.each()
 
@@ -101,6 +102,21 @@ def test_what_harvester_puts_there_unasked_is_taken_first(tmp_path: Path) -> Non
     (tmp_path / "ap" / "JobsEventRanges.json").write_text(json.dumps({"1": [ONE]}))
     assert play.harvest.run() == OK
     assert play.story == ["start 0001", "asked", "report 0001"]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_killed_while_it_takes_a_delivery_it_takes_that_once(tmp_path: Path, ahead: bool) -> None:
+    """What has been written is also still where Harvester put it."""
+    play = Play(tmp_path / "ap", [2, 0])
+    for number in range(1, 2 + ahead):
+        left = json.dumps({"1": [{**ONE, "eventRangeID": f"r{number}"}]})
+        (play.folder / "task" / f"{number:04d}").mkdir(parents=True)
+        (play.folder / "task" / f"{number:04d}" / "ranges.json").write_text(left)
+        (play.folder / "JobsEventRanges.json").write_text(left)
+    assert play.harvest.run() == OK
+    lists = [path.read_text() for path in sorted(play.folder.glob("task/*/ranges.json"))]
+    assert len(lists) == len(set(lists)) == 2 + ahead
+    assert play.story.count("asked") == 2, "what was there answered nothing"
 
 
 @pytest.mark.parametrize("how", ["signal", "kill_worker.json"])
