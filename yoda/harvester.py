@@ -6,8 +6,9 @@ FILE is `event_status.dump.json` in the worker's access point, as Harvester's sh
                    {"eventRangeID", "eventStatus": "failed"}]}
 
 Harvester wants one member `<anything>.<eventRangeID>` in one archive for each range. Most images are that already, in a
-sealed segment. The others (parts of ranges that were interrupted, images in a segment that was never sealed or is only
-on storage any more) are gathered, parts joined, in an archive beside FILE.
+sealed segment. The others (parts of ranges that were interrupted, images in a segment that was never sealed, is only
+on storage any more, or is deleted once it is there) are gathered, parts joined, in an archive beside FILE, and go with
+the access point.
 
 Harvester renames what it has taken to FILE.read and FILE.read.<time>. These are the only book that is kept: what stands
 there is not reported again, and while FILE itself is there, nothing is.

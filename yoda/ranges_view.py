@@ -105,7 +105,9 @@ class RangesView:
 
     def whole_archive(self, row: dict[str, Any]) -> dict[str, Any] | None:
         """What Harvester is told of the archive with the image of a range; None where it is not one member of a sealed
-        archive that is here."""
+        archive that is here, and stays here: Harvester comes for it minutes later."""
+        if self.catalogue.rules.get("delete_local"):
+            return None
         if len(row["members"]) != 1 or not row["members"][0]["sealed"]:
             return None
         path = row["members"][0]["archive"]

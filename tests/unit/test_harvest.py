@@ -20,10 +20,12 @@ from eventrange.journal import JournalWriter
 from eventrange.records import Kind
 from eventrange.segment import checksum, scan, writer
 from eventrange.taskdir import TaskDir
+from stageout.site import EndpointSite, StageoutRules
 from yoda.harvest import AccessPoint, Harvest, Ids
 from yoda.harvester import Dumped, dump
 from yoda.ranges_view import RangesView
 from yoda.sources import named_axis
+from yoda.stageout import endpoints_note, stage_out
 
 ONE: dict[str, Any] = {"eventRangeID": "x", "startEvent": 1, "lastEvent": 2}
 
@@ -176,8 +178,11 @@ class Reported:
         self.frozen = msgspec.structs.replace(frozen(folder, 12), axis=axis.to_dict())
         self.taskdir, self.path = TaskDir(str(folder / "task")), folder / "dump.json"
 
-    def done(self, name: str, *numbers: int, note: dict[str, Any] | None = None) -> dict[int, int]:
-        """An allocation that has done these ranges and never sealed their segment; {range: where its image is}."""
+    def done(
+        self, name: str, *numbers: int, note: dict[str, Any] | None = None, rules: StageoutRules | None = None
+    ) -> dict[int, int]:
+        """An allocation that has done these ranges; {range: where its image is}. With `rules` it has sealed their
+        segment, and had an endpoint beside the task."""
         segment, at = self.taskdir.segment(name, 1, 0, "tar"), {}
         os.makedirs(os.path.dirname(segment), exist_ok=True)
         os.makedirs(self.taskdir.journals, exist_ok=True)
@@ -189,7 +194,14 @@ class Reported:
             journal.append(records.new(1, kind=Kind.DONE, start=3 * n, stop=3 * n + 3, **where))
         if note is not None:
             journal.note("staged", **note)
-        out.close()
+        if rules is not None:
+            sealed = out.seal()
+            sums = {"size": sealed.size, "adler32": f"{sealed.adler32:08x}", "sha256": sealed.sha256}
+            journal.note("sealed", droid=1, segment=0, members=sealed.members, **sums)
+            storage = EndpointSite(name="primary", url=f"file://{self.path.parent}/storage")
+            journal.note("endpoints", **endpoints_note((storage,), rules))
+        else:
+            out.close()
         journal.flush()
         journal.file.close()
         return at
@@ -241,3 +253,18 @@ def test_what_is_on_storage_that_is_away_is_reported_later(tmp_path: Path) -> No
     made, ids = task.dump()
     assert (made.finished, made.left_out, made.pending, ids) == (1, 2, 0, ["r2"])
     assert "run the same command again" in str(made) and task.events == 9
+
+
+@pytest.mark.parametrize("delete", [False, True])
+def test_what_was_reported_is_there_when_harvester_comes_for_it(tmp_path: Path, delete: bool) -> None:
+    """Storage is down while a delivery is reported, and takes the segments before Harvester has."""
+    task = Reported(tmp_path)
+    task.done("2020a", 0, 1, rules=StageoutRules(delete_local=delete))
+    view, segment = RangesView(task.taskdir, task.frozen), task.taskdir.segment("2020a", 1, 0)
+    assert dump(view, str(task.path), {}).finished == 2
+    (tmp_path / "storage").mkdir()
+    assert stage_out(task.taskdir, task.frozen.task, task.frozen.fingerprint, None).staged == 1
+    assert os.path.exists(segment) == (not delete)
+    archives = {entry["path"] for entry in json.loads(task.path.read_text())["7"]}
+    assert [len(list(scan(path))) for path in archives] == [2]
+    assert delete or archives == {segment}, "nothing is copied where it stays"
