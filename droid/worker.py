@@ -6,6 +6,7 @@ when it has nothing more to do, and otherwise every few milliseconds, so a batch
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import resource
@@ -14,16 +15,17 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import floor, log2
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from droid import wire
 from droid.line import Line, Orders
 from droid.payload import Worker
+from droid.settled import settled
 from droid.slots import Slot
 from eventrange import image, records
 from eventrange.errors import FieldRefused, FieldsChanged, ImageTooBig, PayloadFailed, YodaError
@@ -110,6 +112,8 @@ class WorkerLoop:
     def _row(self, kind: Kind, code: Code, work: Range, begun: tuple[float, float, float], data: bytes = b"") -> None:
         clock, wall, cpu = begun
         start, stop, attempt = work
+        if self._bytes and self._bytes + len(data) > FLUSH_BYTES:  # a frame holds less than 4 GiB
+            self.flush()
         self._rows.append(
             (
                 *(kind, code, attempt, 0, 0, 0, zlib.crc32(data) if data else 0, start, stop),
@@ -135,7 +139,7 @@ class WorkerLoop:
         """
         start, stop, attempt = work
         begun = (time.time(), time.monotonic(), cpu_seconds())
-        self.slot.begin(start, 1 if self.payload.per_event else stop - start, *begun[1:])
+        self.slot.begin(start, stop - start, *begun[1:])  # reading is for all of them
         try:
             events = self._read(start, stop, begun) if self.payload.needs_events else range(start, stop)
         except Exception as error:
@@ -174,8 +178,13 @@ class WorkerLoop:
                 asked, used = before, cpu_seconds()
                 slot.used(used)
             try:
-                made.append(process(events[at - start]))
+                fields = process(events[at - start])
+                if _forked:
+                    os._exit(0)
+                made.append(settled(fields) if at + 1 < stop else fields)
             except BaseException as error:  # sys.exit() in a payload ends an event, not a worker
+                if _forked:
+                    _end_child(error)
                 text = text_of(error)
                 clock, wall, cpu = time.time(), time.monotonic() - before, cpu_seconds() - used
                 self._done(first, made, attempt, (begun[0], begun[1] + wall, begun[2] + cpu))  # its time is another's
@@ -196,15 +205,17 @@ class WorkerLoop:
             return
         try:
             made = self.payload.process_events(events, range(start, stop))
+            if _forked:
+                os._exit(0)
         except BaseException as error:
+            if _forked:
+                _end_child(error)
             if stop - start == 1:
                 self._failed(start, attempt, _code(error), text_of(error), begun)
                 return
             self.again += time.monotonic() - begun[1]
             for at in range(start, stop):  # one of them is bad: find it, the others are fine
-                begun = _now()
-                self.slot.begin(at, 1, *begun[1:])
-                self._grouped((at, at + 1, attempt), events[at - start : at - start + 1], begun)
+                self.process((at, at + 1, attempt))  # as read again: the payload may have changed what it was given
             return
         each = (time.monotonic() - begun[1]) / (stop - start)
         bin_ = time_bin(each)
@@ -217,10 +228,12 @@ class WorkerLoop:
         if not made:
             return
         work = (start, start + len(made), attempt)
-        if not self.images or not made[0]:
-            if self.images and (self.expected or any(made)):
+        if not self.images or _empty(made[0]):
+            others = [fields for fields in made if not _empty(fields)]
+            if self.images and (self.expected or others):
                 if self.expected is None:
-                    self.expected = image.schema(next(fields for fields in made if fields))
+                    with contextlib.suppress(FieldRefused, ValueError, TypeError):
+                        self.expected = image.schema(others[0])
                 self._split(start, made, attempt, begun, FieldsChanged, "this event has no fields, others have")
                 return
             self._row(Kind.DONE, Code.NONE, work, begun)
@@ -231,6 +244,9 @@ class WorkerLoop:
             data = image.build(start, None, made, self.attributes, self.expected)
         except ImageTooBig as error:
             self._split(start, made, attempt, begun, ImageTooBig, text_of(error))
+            return
+        except MemoryError as error:
+            self._split(start, made, attempt, begun, MemoryError, text_of(error))
             return
         except (FieldsChanged, FieldRefused, ValueError, TypeError) as error:
             self._split(start, made, attempt, begun, FieldsChanged, text_of(error))
@@ -244,17 +260,38 @@ class WorkerLoop:
         made: list[dict[str, Any]],
         attempt: int,
         begun: tuple[float, float, float],
-        why: type[YodaError],
+        why: type[YodaError | MemoryError],
         text: str,
     ) -> None:
         """No image can be made of these events together: halve until the ones that are to blame stand alone."""
         if len(made) == 1:
-            code = Code.TOO_BIG if why is ImageTooBig else Code.FIELDS
+            code = {ImageTooBig: Code.TOO_BIG, MemoryError: Code.MEMORY}.get(why, Code.FIELDS)
             self._failed(start, attempt, code, text, begun)
             return
         half = len(made) // 2
         self._done(start, made[:half], attempt, begun)
         self._done(start + half, made[half:], attempt, _now())
+
+
+def _empty(fields: Any) -> bool:
+    return isinstance(fields, Mapping) and not fields
+
+
+#: Whether this process is a child of a worker: a payload forked, and its child got back into our code.
+_forked = False
+
+
+def _end_child(error: BaseException) -> NoReturn:
+    """End as a child of a Python program would: it has no part in what its parent is to do."""
+    code = error.code if isinstance(error, SystemExit) else 1
+    if not isinstance(error, SystemExit) or not isinstance(code, (int, type(None))):
+        with contextlib.suppress(Exception):
+            traceback.print_exception(error)
+            code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit((code or 0) & 0xFF if isinstance(code, (int, type(None))) else 1)
 
 
 def cpu_seconds() -> float:
@@ -292,8 +329,9 @@ def tail(fd: int) -> str:
     """The end of a worker's captured output."""
     if fd < 0:
         return ""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the payload may have closed it, or the disk is full
+            stream.flush()
     try:
         size = os.fstat(fd).st_size
         return os.pread(fd, TEXT, max(0, size - TEXT)).decode(errors="replace")
@@ -337,6 +375,13 @@ def worker_main(
     sock.setblocking(True)
     faulthandler.enable()
 
+    def alone() -> None:  # in a child of the payload's: it must not speak for us
+        global _forked
+        _forked = True
+        os.close(sock.fileno())
+        os.close(bell)
+
+    os.register_at_fork(after_in_child=alone)
     line = Line(sock, bell)
     begun = time.monotonic()
     try:

@@ -60,6 +60,8 @@ _PYTHON: dict[type, np.dtype[Any]] = {
 }
 for _code in "?bBhHiIlLqQefdFD":
     _PYTHON.setdefault(np.dtype(_code).type, np.dtype(_code))
+#: types of values that are scalars and cannot be changed
+PLAIN = frozenset((*_PYTHON, bytes))
 
 
 def gather(

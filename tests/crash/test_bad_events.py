@@ -247,3 +247,38 @@ def test_a_payload_that_cannot_begin_is_said_at_once(place_here: Place, code: st
         assert word in done.err, (word, done.text)
     assert place.progress().done.total == 0
     assert place.progress().attempts == {}
+
+
+#: Every other event has a child, which ends in one of the ways that lead back into the code that called the payload.
+FORKS = """
+import os, sys
+import numpy as np
+
+def process(event, random):
+    x = random.normal(size=20_000)
+    if event % 2 == 0:
+        pid = os.fork()
+        if pid == 0:
+            if event % 6 == 0:
+                sys.exit(0)
+            if event % 6 == 2:
+                raise RuntimeError("only the child's affair")
+            return {"x": -x}
+        os.waitpid(pid, 0)
+    return {"x": x}
+"""
+
+
+def test_children_of_a_payload_have_no_part_in_what_it_is_to_do(place_here: Place) -> None:
+    place_here.job(FORKS, "process", inputs={"format": "generate", "events": 40})
+    done = place_here.run(workers=2)
+    assert done.code == 0, done.text
+    assert place_here.notes("failed") == []
+    with h5py.File(Path(place_here.task().merged) / "test.h5") as file:
+        assert file["event"][:].tolist() == list(range(40)) and file["x"].shape == (40, 20_000)
+        found = file["x"][:]
+    place_here.job(FORKS.replace("event % 2 == 0", "False"), "process", inputs={"format": "generate", "events": 40})
+    assert place_here.run(task="calm", workers=2).code == 0
+    with h5py.File(Path(place_here.task("calm").merged) / "test.h5") as file:
+        assert (file["x"][:] == found).all()
+    assert place_here.run(command="verify").code == 0

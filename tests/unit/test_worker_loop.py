@@ -55,6 +55,7 @@ class Worker:
         loop = WorkerLoop(self.payload, None, self.slots.worker(0), Line(theirs, bell).send, {})  # type: ignore[arg-type]
         self.thread = threading.Thread(target=serve, args=(theirs, loop))
         self.reader = wire.FrameReader()
+        self.frames: list[tuple[int, memoryview]] = []
         self.rows: list[tuple[int, int, int]] = []
 
     def give(self, kind: int, *ranges: tuple[int, int]) -> None:
@@ -74,11 +75,12 @@ class Worker:
 
     def answer(self) -> list[tuple[Kind, int, int]]:
         """The rows of its next frame."""
-        while True:
-            for kind, payload in self.reader.feed(self.sock.recv(1 << 16)):
-                assert kind == wire.BATCH
-                rows, _, _ = wire.unbatch(payload)
-                return [(Kind(k), a, b) for k, a, b in rows[["kind", "start", "stop"]].tolist()]
+        while not self.frames:
+            self.frames += self.reader.feed(self.sock.recv(1 << 16))
+        kind, payload = self.frames.pop(0)
+        assert kind == wire.BATCH
+        rows, _, _ = wire.unbatch(payload)
+        return [(Kind(k), a, b) for k, a, b in rows[["kind", "start", "stop"]].tolist()]
 
 
 @contextmanager
