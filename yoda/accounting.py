@@ -25,7 +25,9 @@ All sums are kept in whole microseconds, so the parts always sum to the total.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,7 @@ from yoda.lifetime import share_out
 
 #: Records taken together: a column of so many stays in the processor's cache, which saves a third.
 CHUNK = 1 << 15
+NOBODY: Mapping[str, float] = MappingProxyType({})
 
 
 def account(
@@ -56,18 +59,20 @@ def account(
     return account_entries(lambda: Story(taskdir, fingerprint, only).whole(), alive_since)
 
 
-def account_entries(story: Callable[[], Iterable[tuple[str, Entry]]], alive_since: float = 0.0) -> Account:
-    """The same from `story()`, all (allocation, entry) in journal order.
+def account_entries(
+    story: Callable[[], Iterable[tuple[str, Entry]]], alive_since: float = 0.0, dead: Mapping[str, float] = NOBODY
+) -> Account:
+    """The same from `story()`, all (allocation, entry) in journal order. `dead`: see Accountant.result.
 
     It is read twice only where a PENDING record takes back what was believed productive.
     """
     first = Accountant()
     first.read(story())
     if not first.voids:
-        return first.result(alive_since)
+        return first.result(alive_since, dead)
     second = Accountant(first.voids)
     second.read(story())
-    return second.result(alive_since)
+    return second.result(alive_since, dead)
 
 
 class Accountant:
@@ -217,8 +222,11 @@ class Accountant:
             self._later = first, IntervalSet.from_arrays(*unite(starts, stops))
         return self._later[1]
 
-    def result(self, alive_since: float = 0.0) -> Account:
-        """Finish. May be called once."""
+    def result(self, alive_since: float = 0.0, dead: Mapping[str, float] = NOBODY) -> Account:
+        """Finish. May be called once.
+
+        `dead` are allocations that are known to be, unless they said a word after the unix time given.
+        """
         _, quarantined, _ = self.fold.result()
         given_up: dict[str, dict[int, float]] = {}
         for name, droid, event, wall in self._failed:
@@ -229,8 +237,10 @@ class Accountant:
                 self._work[name].add("retried", np.array([droid]), np.array([wall]))
         whole = CoreSeconds()
         for name, allocation in self.allocations.items():
-            alive = allocation.end is None and 0 < alive_since < allocation.last
-            share_out(allocation, self._work[name], given_up.get(name, {}), alive)
+            last = allocation.last
+            allocation.dead = last <= dead.get(name, -math.inf)
+            allocation.alive = allocation.end is None and 0 < alive_since < last and not allocation.dead
+            share_out(allocation, self._work[name], given_up.get(name, {}))
             whole.add(allocation.core_seconds)
         return Account(list(self.allocations.values()), whole, self.fold)
 

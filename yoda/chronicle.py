@@ -75,17 +75,14 @@ class Chronicle:
     journals: dict[str, JournalState] = field(default_factory=dict)
 
 
-def chronicle(taskdir: TaskDir, fingerprint: str, account: Account, alive_since: float) -> Chronicle:
+def chronicle(taskdir: TaskDir, fingerprint: str, account: Account) -> Chronicle:
     """Read the journals of a task whose accounting is known."""
-    lives = {one.name: _lives(one, alive_since) for one in account.allocations}
+    lives = {one.name: _lives(one) for one in account.allocations}
     spans = [(life.droid.begin, life.droid.end) for mine in lives.values() for life in mine.values()]
     axis = TimeAxis(spans, COLUMNS)
     out = _layout(axis, account.allocations, lives)
     quarantined = account.fold.result()[1]
-    readers = {
-        one.name: _Reader(out, one, lives[one.name], one.end is None and one.last > alive_since)
-        for one in account.allocations
-    }
+    readers = {one.name: _Reader(out, one, lives[one.name]) for one in account.allocations}
     story = Story(taskdir, fingerprint)
     times: dict[str, Any] = {}
     for name, entry in story.whole():
@@ -107,9 +104,8 @@ def chronicle(taskdir: TaskDir, fingerprint: str, account: Account, alive_since:
     return out
 
 
-def _lives(one: Allocation, alive_since: float) -> dict[int, Life]:
-    running = one.end is None and 0 < alive_since < one.last
-    return {droid: Life(life, running and life.left is None) for droid, life in one.droids.items()}
+def _lives(one: Allocation) -> dict[int, Life]:
+    return {droid: Life(life, one.alive and life.left is None) for droid, life in one.droids.items()}
 
 
 def _layout(axis: TimeAxis, allocations: list[Allocation], lives: dict[str, dict[int, Life]]) -> Chronicle:
@@ -189,8 +185,8 @@ def _event_times(out: Chronicle, pace: Pace, told: Any) -> None:
 class _Reader:
     """Adds the records of one allocation."""
 
-    def __init__(self, out: Chronicle, one: Allocation, lives: dict[int, Life], running: bool) -> None:
-        self.out, self.allocation, self.lives, self.running = out, one, lives, running
+    def __init__(self, out: Chronicle, one: Allocation, lives: dict[int, Life]) -> None:
+        self.out, self.allocation, self.lives = out, one, lives
         size = max(lives, default=0) + 1
         self.workers = max((life.droid.workers for life in lives.values()), default=1) or 1
         self.node, self.core, self.count = (np.full(size, -1, np.int64) for _ in range(3))

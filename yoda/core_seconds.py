@@ -115,6 +115,7 @@ class Allocation:
     created: float = 0.0
     last: float = 0.0  #: last sign of life
     dead: bool = False  #: known to be, from elsewhere, whatever its last sign of life
+    alive: bool = False  #: taken to be: it has neither ended nor kept silent for long
     end: dict[str, Any] | None = None  #: its `end` note
     drain: dict[str, Any] | None = None  #: its `drain` note
     merging: Merging | None = None

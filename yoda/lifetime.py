@@ -31,11 +31,11 @@ EXCESS = (
 )
 
 
-def share_out(allocation: Allocation, work: DroidSums, given_up: dict[int, float], alive: bool) -> None:
+def share_out(allocation: Allocation, work: DroidSums, given_up: dict[int, float]) -> None:
     """Fill in what its Droids and the allocation itself spent their time on.
 
-    `given_up` is seconds by Droid of attempts at events that were quarantined in the end; `alive`: the allocation is at
-    work, and what it has in flight is not lost.
+    `given_up` is seconds by Droid of attempts at events that were quarantined in the end. What an allocation has in
+    flight that is alive is not lost.
     """
     drain = (allocation.drain or {}).get("time")
     since = float(drain) if isinstance(drain, (int, float)) else math.inf
@@ -43,12 +43,10 @@ def share_out(allocation: Allocation, work: DroidSums, given_up: dict[int, float
     for droid in set(ends) - set(allocation.droids):
         allocation.droids[droid] = DroidLife(droid)  # its `joined` note is lost
     for droid, life in sorted(allocation.droids.items()):
-        _live(life, work, ends.get(droid, NOTHING), allocation, alive)
+        _live(life, work, ends.get(droid, NOTHING), allocation)
     merger = merger_of(allocation)
     for droid, life in sorted(allocation.droids.items()):
-        _share(
-            life, work, ends.get(droid, NOTHING), allocation, given_up.get(droid, 0.0), alive, droid == merger, since
-        )
+        _share(life, work, ends.get(droid, NOTHING), allocation, given_up.get(droid, 0.0), droid == merger, since)
         allocation.core_seconds.add(life.core_seconds)
         allocation.events += life.events
     if allocation.merging is not None and allocation.droids and merger is None:
@@ -56,7 +54,7 @@ def share_out(allocation: Allocation, work: DroidSums, given_up: dict[int, float
         allocation.core_seconds.add(allocation.apart)
 
 
-def _live(life: DroidLife, work: DroidSums, lanes: Lanes, allocation: Allocation, alive: bool) -> None:
+def _live(life: DroidLife, work: DroidSums, lanes: Lanes, allocation: Allocation) -> None:
     """When it lived."""
     life.workers = max(life.workers, lanes.highest + 1)
     known = life.joined is not None
@@ -69,7 +67,7 @@ def _live(life: DroidLife, work: DroidSums, lanes: Lanes, allocation: Allocation
     end = life.left if life.lost else max(over, life.left or 0.0)
     assert end is not None
     life.end = max(end, latest, joined)
-    life.killed = life.lost or (life.left is None and allocation.end is None and not alive)
+    life.killed = life.lost or (life.left is None and allocation.end is None and not allocation.alive)
     if allocation.merging is not None and not life.lost:
         life.end = max(life.end, allocation.merging.last)
 
@@ -90,7 +88,6 @@ def _share(
     lanes: Lanes,
     allocation: Allocation,
     quarantined: float,
-    alive: bool,
     merger: bool,
     since: float,
 ) -> None:
@@ -120,7 +117,8 @@ def _share(
     before -= again
     waiting, tail, overhead = _take(life.spent.get("starting", 0.0), waiting, tail, overhead)
     starting = before - (waiting + tail + overhead)
-    if (life.killed or (alive and life.left is None)) and not lost and work.get("open", droid) > 0 and workers:
+    at_work = allocation.alive and life.left is None
+    if (life.killed or at_work) and not lost and work.get("open", droid) > 0 and workers:
         part = min(1.0, work.get("open", droid) / workers)
         under_way = (tail + draining) * part
         tail, draining = tail * (1 - part), draining * (1 - part)

@@ -15,11 +15,11 @@ from eventrange.axis import Axis
 from eventrange.history import Story
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue
-from yoda.accounting import Accountant
+from yoda.accounting import NOBODY, Accountant
 from yoda.core_seconds import Account, Allocation
 from yoda.names import event_name
 from yoda.pace import Pace
-from yoda.status import ALIVE, NOBODY, compose, living
+from yoda.status import ALIVE, compose, last_words, living
 from yoda.storage_view import storage_view
 
 SHOWN = 8  #: events and Droids named
@@ -57,15 +57,15 @@ class Live:
             self._accountant.read(self._story)
             self._accountant.voids = self._accountant.voids[: self._voids]
 
-    def account(self, now: float) -> Account:
+    def account(self, now: float, dead: Mapping[str, float] = NOBODY) -> Account:
         """Where the core-seconds went until now."""
-        return copy.deepcopy(self._accountant).result(now - ALIVE)
+        return copy.deepcopy(self._accountant).result(now - ALIVE, last_words(dead, now))
 
     def state(self, now: float | None = None, dead: Mapping[str, float] = NOBODY) -> dict[str, Any]:
         """As `yoda status --json`, and `live`: what is so at this moment; `dead` as for task_status."""
         self.read()
         now = time.time() if now is None else now
-        account = self.account(now)
+        account = self.account(now, dead)
         found = compose(
             self.taskdir,
             self.name,
@@ -75,7 +75,6 @@ class Live:
             self._story.journals,
             self.pace,
             now,
-            dead,
             ranges=self.axis.ranges,
         )
         alive = living(account, now)

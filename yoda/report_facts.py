@@ -15,8 +15,9 @@ from yoda.accounting import account_entries
 from yoda.chronicle import Chronicle, chronicle
 from yoda.core_seconds import Account
 from yoda.frozen import Frozen
+from yoda.lease_view import leases_and_dead
 from yoda.names import event_name, range_name
-from yoda.status import ALIVE, compose
+from yoda.status import ALIVE, compose, last_words
 from yoda.task import need_task
 
 
@@ -45,8 +46,9 @@ def gather(taskdir: TaskDir, now: float | None = None) -> Facts:
     now = time.time() if now is None else now
     frozen = need_task(taskdir)
     axis, fingerprint = Axis.from_dict(frozen.axis), frozen.fingerprint
-    account = account_entries(lambda: Story(taskdir, fingerprint).whole(), now - ALIVE)
-    story = chronicle(taskdir, fingerprint, account, now - ALIVE)
+    _, dead = leases_and_dead(taskdir, now)
+    account = account_entries(lambda: Story(taskdir, fingerprint).whole(), now - ALIVE, last_words(dead, now))
+    story = chronicle(taskdir, fingerprint, account)
     state = compose(
         taskdir, frozen.task, fingerprint, axis.total, account, story.journals, story.pace, now, ranges=axis.ranges
     )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping
 from itertools import islice
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from eventrange.axis import Axis
@@ -16,7 +14,7 @@ from eventrange.intervals import IntervalSet
 from eventrange.quantity import span
 from eventrange.taskdir import TaskDir
 from stageout.catalogue import Catalogue
-from yoda.accounting import account_entries
+from yoda.accounting import NOBODY, account_entries
 from yoda.core_seconds import Account, Allocation, CoreSeconds, Merging
 from yoda.lease_view import leases_and_dead
 from yoda.lease_view import render as lease_lines
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 VERSION = 1
 #: An allocation that has not ended is taken to be alive for this many seconds after its last entry: three pulses.
 ALIVE = 30.0
-NOBODY: Mapping[str, float] = MappingProxyType({})
 LISTED = 100  #: quarantined events, holes and Droids listed at most; their numbers are always given in full
 
 
@@ -85,10 +82,15 @@ def task_status(
                 pace.add(entry)
             yield allocation, entry
 
-    account = account_entries(story, now - ALIVE)
-    found = compose(taskdir, name, fingerprint, total, account, stories[-1].journals, pace, now, dead, ranges)
+    account = account_entries(story, now - ALIVE, last_words(dead, now))
+    found = compose(taskdir, name, fingerprint, total, account, stories[-1].journals, pace, now, ranges)
     views = {"storage": storage_view(catalogue), "breakers": switched_view(catalogue)}
     return {**found, **{name: view for name, view in views.items() if view is not None}}
+
+
+def last_words(dead: Mapping[str, float], now: float) -> dict[str, float]:
+    """`dead`, allocations that are if their last word is so many seconds old, as Accountant.result wants it."""
+    return {name: now - age for name, age in dead.items()}
 
 
 def compose(
@@ -100,13 +102,10 @@ def compose(
     journals: dict[str, JournalState],
     pace: Pace,
     now: float,
-    dead: Mapping[str, float] = NOBODY,
     ranges: NamedRanges | None = None,
 ) -> dict[str, Any]:
     """The status of a task from what has been read of its journals."""
     done, quarantined, attempts = account.fold.result()
-    for one in account.allocations:
-        one.dead = now - one.last >= dead.get(one.name, math.inf)
     alive = living(account, now)
     open_events = max(0, total - done.total - quarantined.total)
     in_flight = min(open_events, sum(_count(a.pulse, "in_flight") for a in alive))

@@ -102,7 +102,7 @@ def test_spread() -> None:
 def test_chronicle_of_nothing(tmp_path: Path) -> None:
     facts = gather(sample_task(tmp_path), BEGIN)
     account = Account([], facts.account.core_seconds, facts.account.fold)
-    empty = chronicle(TaskDir(str(tmp_path / "none")), "f", account, 0.0)
+    empty = chronicle(TaskDir(str(tmp_path / "none")), "f", account)
     assert empty.done.sum() == 0
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_task import BAD, BEGIN, EVIL, frozen, merged_task, sample_task
+from sample_task import BAD, BEGIN, EVIL, beating, frozen, merged_task, sample_task
 
 from eventrange.errors import NotATask
 from eventrange.taskdir import TaskDir
 from yoda.cli import main
+from yoda.lease_view import QUIET
 from yoda.report import render, report
 from yoda.report_facts import gather
 from yoda.report_pictures import draw, history
@@ -143,6 +144,19 @@ def test_storage_attempts_and_consumers(tmp_path: Path) -> None:
         assert part in words, (part, words)
     assert fills(pictures["breakers"]) == {"#cfe3d4", "url(#bars)", "url(#dots)", "#3b0a0a"}
     assert "#6a4fa3" in pictures["nodes"] and "#6a4fa3" not in draw(gather(sample_task(tmp_path / "t"), LATER))["nodes"]
+
+
+def test_the_dead_are_known_at_once(tmp_path: Path) -> None:
+    task = sample_task(tmp_path)
+    Path(task.journal("2")).unlink()
+    with beating(task, "1"):
+        facts = gather(task, BEGIN + 41)
+    assert facts.state["core_seconds"]["lost_in_flight"] == 0 and facts.chronicle.nodes.sums()["lost"].sum() == 0
+    with beating(task, "9"):
+        facts = gather(task, BEGIN + 41 + QUIET)  # one whose file is gone is dead after a moment
+    lost = facts.chronicle.nodes.sums()["lost"].sum() * facts.chronicle.axis.scale
+    assert facts.state["core_seconds"]["lost_in_flight"] == pytest.approx(lost) and lost > 0
+    assert "It is running" not in read(render(facts, draw(facts)))[1]
 
 
 def fills(picture: str) -> set[str]:

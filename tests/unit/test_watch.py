@@ -150,4 +150,6 @@ def test_the_dead_are_known_at_once(tmp_path: Path) -> None:
     live = follow(running(tmp_path))
     alive, dead = live.state(BEGIN + 41), live.state(BEGIN + 41, dead={"1": 0.0})
     assert (alive["allocations"][0]["state"], dead["allocations"][0]["state"]) == ("alive", "killed")
+    before, after = (state["core_seconds"] for state in (alive, dead))
+    assert before["lost_in_flight"] == 0 < after["lost_in_flight"] and after["productive"] < before["productive"]
     assert alive["live"]["slowest"] and not dead["live"]["slowest"] and dead["live"]["events_per_second"] == 0.0
