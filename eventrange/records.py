@@ -22,7 +22,7 @@ VERSION = 1
 class Kind(IntEnum):
     """What a record says of its range. Numbers are on disk: add, never renumber."""
 
-    GRANTED = 1  #: handed to `droid` at `time`
+    GRANTED = 1  #: handed to `droid` at `time`; with a `code`: it had been taken from it, which had it all the same
     DONE = 2  #: its image is durable at (droid, segment, offset, size, checksum); no image: size 0
     FAILED = 3  #: one event, attempt number `attempt`, `code` says how; evidence in a note
     RETURNED = 4  #: given back unprocessed (drain, revoked, lost); `wall` is the time in flight that was lost with it

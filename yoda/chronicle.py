@@ -209,7 +209,7 @@ class _Reader:
         self.open += np.bincount(rows["droid"][granted], length[granted], size)[:size]
         closed = done | failed | back
         self.open -= np.bincount(rows["droid"][closed], length[closed], size)[:size]
-        self.out.granted += int(length[granted].sum())
+        self.out.granted += int(length[granted & (rows["code"] == Code.NONE)].sum())
         self._work("productive", rows[done])
         self._work("failed", rows[failed])
         if done.any():

@@ -160,7 +160,6 @@ class Dispatcher:
                 self.schema = report.schema
                 out.append(Note("schema", {"schema": report.schema}))
         if len(rows):
-            out.append(Write(rows))
             out += self._rows(now, droid, rows)
             if self.nodes.on_trial(droid.host) and len(droid.recent) == RECENT and not droid.suspect:
                 out += self.nodes.proved(now, droid.host)
@@ -295,16 +294,16 @@ class Dispatcher:
         return out + self._drain_late(now, droid)
 
     def _take_back(self, droid: Droid, code: Code, wall: float = 0.0) -> list[Instruction]:
-        freed = self.ledger.lose(droid.rank)
-        if not freed:
-            return []
-        return [returned(droid.rank, freed, code, wall)]
+        held = list(self.ledger.granted.get(droid.rank) or ())
+        self.ledger.lose(droid.rank)
+        return [returned(droid.rank, held, code, wall)] if held else []
 
     # -- what they report --------------------------------------------------------------------------------------------
 
     def _rows(self, now: float, droid: Droid, rows: NDArray[Any]) -> list[Instruction]:
-        """Take a Droid's records into the ledger."""
+        """Take a Droid's records into the ledger, and have them written."""
         out: list[Instruction] = []
+        kept: list[Pair] = []
         done: list[Pair] = []
         others: list[tuple[int, int, int]] = []
         # Plain numbers: most reports are a few rows, for which numpy's price per call is more than the work.
@@ -314,23 +313,38 @@ class Dispatcher:
             else:
                 others.append((kind, start, stop))
         for start, stop in joined(done):
-            out += self._done(now, droid, start, stop)
+            foreign = self._not_its_own(droid, start, stop)
+            out += self._done(now, droid, start, stop, bool(foreign))
+            kept += foreign
         droid.recent.extend([False] * min(len(done), RECENT))
         for kind, start, stop in others:
             if kind == Kind.RETURNED:
                 droid.patience = 0.0
+                kept += self._not_its_own(droid, start, stop)
                 self.ledger.give_back(droid.rank, start, stop)
-        for kind, start, _ in others:
+        for kind, start, stop in others:
             if kind == Kind.FAILED:
+                kept += self._not_its_own(droid, start, stop)
                 out += self._failed(now, droid, start)
-        return out
+        # In the journal, too, a Droid has what it was granted less what it gave back, to the event.
+        before = [granted(droid.rank, [(a, b, 0) for a, b in kept], Code.REVOKED)] if kept else []
+        return [*before, Write(rows), *out]
 
-    def _done(self, now: float, droid: Droid, start: int, stop: int) -> list[Instruction]:
+    def _not_its_own(self, droid: Droid, start: int, stop: int) -> list[Pair]:
+        """The parts of [start, stop) that were taken from a Droid, which had them all the same."""
+        held = self.ledger.granted.get(droid.rank)
+        if held is None:
+            return [(start, stop)]
+        return [] if held.covers(start, stop) else held.gaps(start, stop)
+
+    def _done(self, now: float, droid: Droid, start: int, stop: int, foreign: bool) -> list[Instruction]:
+        """`foreign`: some of it was taken from the Droid, so others may have it."""
         out: list[Instruction] = []
         ledger = self.ledger
-        others = []
-        if ledger.copied(start, stop):
+        others: list[int] = []
+        if foreign or ledger.copied(start, stop):
             others = [rank for rank in ledger.holders(start, stop) if rank != droid.rank]
+            out += [returned(rank, ledger.granted[rank].overlap(start, stop), Code.REVOKED) for rank in others]
         if ledger.attempts:
             for event in [e for e in ledger.attempts if start <= e < stop]:
                 for rank in ledger.attempts[event].droids - {droid.rank}:

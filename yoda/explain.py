@@ -102,6 +102,8 @@ def _record(told: Told, axis: Axis, allocation: str, row: Any, droids: dict[tupl
         entry |= {"droid": droid, "host": home.get("host", "?")}
     if kind in (Kind.DONE, Kind.FAILED):
         entry |= {"worker": int(row["worker"]), "seconds": float(row["wall"]), "cpu": float(row["cpu"])}
+    if kind == Kind.GRANTED and row["code"]:
+        entry["what"] = "kept"
     if kind in (Kind.FAILED, Kind.RETURNED):
         code = int(row["code"])
         entry["code"] = Code(code).name.lower() if code in list(Code) else str(code)
@@ -267,6 +269,8 @@ def _sentence(entry: dict[str, Any]) -> list[str]:
         again = f", attempt {entry['attempt']}" if entry["attempt"] > 1 else ""
         more = f"; {entry['outcome']}" if "outcome" in entry else ""
         return [f"  {clock}  {entry['range']} granted to {who}{again}{more}"]
+    if what == "kept":
+        return [f"  {clock}  {entry['range']} had been taken from {who}, which had it all the same"]
     if what == "done":
         return [f"  {clock}  {entry['range']} done by {who}, worker {entry['worker']}, in {span(entry['seconds'])}"]
     if what == "failed":

@@ -34,9 +34,9 @@ class Note(Struct, frozen=True):
 Instruction = Send | Write | Note
 
 
-def granted(rank: int, ranges: list[Range]) -> Write:
-    """Droid `rank` has been given `ranges`."""
-    rows = records.new(len(ranges), kind=Kind.GRANTED, droid=rank)
+def granted(rank: int, ranges: list[Range], code: Code = Code.NONE) -> Write:
+    """Droid `rank` has been given `ranges`; or they had been taken from it, and it had them all the same: `code`."""
+    rows = records.new(len(ranges), kind=Kind.GRANTED, code=code, droid=rank)
     rows["start"], rows["stop"] = [r[0] for r in ranges], [r[1] for r in ranges]
     rows["attempt"] = [r[2] for r in ranges]
     return Write(rows)

@@ -118,7 +118,7 @@ def _share(
     waiting, tail, overhead = _take(life.spent.get("starting", 0.0), waiting, tail, overhead)
     starting = before - (waiting + tail + overhead)
     at_work = allocation.alive and life.left is None
-    if (life.killed or at_work) and not lost and work.get("open", droid) > 0 and workers:
+    if (life.killed or at_work) and work.get("open", droid) > 0 and workers:
         part = min(1.0, work.get("open", droid) / workers)
         under_way = (tail + draining) * part
         tail, draining = tail * (1 - part), draining * (1 - part)

@@ -473,6 +473,7 @@ class SimYoda:
         self.code, self.reason = 75, "killed"
         self.checked = 0
         self.drains = 0
+        self.open: Counter[int] = Counter()  # events granted and not closed again, by Droid, as the journal has it
         self.check()
 
     # -- the shell ---------------------------------------------------------------------------------------------------
@@ -625,6 +626,8 @@ class SimYoda:
         world = self.world
         for row in rows:
             start, stop = int(row["start"]), int(row["stop"])
+            if row["kind"] in (Kind.GRANTED, Kind.DONE, Kind.FAILED, Kind.RETURNED):
+                self.open[int(row["droid"])] += (stop - start) * (1 if row["kind"] == Kind.GRANTED else -1)
             if not 0 <= start < stop <= world.plan.total:
                 raise Violation(f"a record of no range: {row}")
             if row["kind"] == Kind.DONE:
@@ -683,6 +686,8 @@ class SimYoda:
             raise Violation(f"{flying.total} events are in flight, the ledger counts {ledger.in_flight}")
         if set(ledger.attempts) - {e for a, b in flying for e in range(a, b)}:
             raise Violation("attempts of events that are not in flight")
+        if self.open != Counter({rank: held.total for rank, held in ledger.granted.items()}):
+            raise Violation(f"{self.open} events are open in the journal, {ledger.granted} are granted")
         done = IntervalSet(open_.gaps(0, total))
         if done.total != ledger.done or (open_.starts and not 0 <= open_.starts[0] <= open_.stops[-1] <= total):
             raise Violation("the ledger's sum is wrong")

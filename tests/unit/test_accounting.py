@@ -266,6 +266,22 @@ def test_lost_and_back() -> None:
     assert found == {"idle": 30, "startup": 2, "total": 32}
 
 
+def test_lost_and_back_and_killed() -> None:
+    """What is lost at last is lost beside what was lost before."""
+    account = run(
+        joined(100),
+        row(G, 0, 20, 100),
+        left(110, reason="lost: silent"),
+        row(R, 0, 20, 110, 10, code=Code.DROID_LOST),
+        row(G, 0, 9, 120, code=Code.REVOKED),
+        row(D, 0, 9, 100, 20),
+        {"note": "back", "droid": 1, "time": 120},
+        row(G, 9, 20, 120),
+        pulse(150),
+    )
+    assert parts(account) == {"productive": 20, "lost_in_flight": 30, "startup": 2, "total": 52}
+
+
 def test_nothing() -> None:
     assert parts(run()) == {}
 

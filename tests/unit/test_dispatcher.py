@@ -382,7 +382,10 @@ def test_slow_events_are_copied_once_and_revoked_by_the_first_that_finishes() ->
     todo = y.done(2, 0, 1)
     ((rank, message),) = sent(todo, Revoke)
     assert rank == 1 and messages.unpack_ranges(message.ranges) == [(0, 1, 0)]
+    assert written(todo, Kind.RETURNED) == [(0, 1)] and not written(todo, Kind.GRANTED)
     assert y.d.complete
+    late = y.done(1, 0, 1)  # it was too fast to be stopped
+    assert written(late, Kind.GRANTED) == written(late, Kind.DONE) == [(0, 1)] and not written(late, Kind.RETURNED)
 
 
 def test_only_slow_events_are_copied_and_only_at_the_tail() -> None:
@@ -405,7 +408,7 @@ def test_nothing_is_copied_before_anything_is_measured() -> None:
 def test_a_copy_that_comes_back_can_be_made_again() -> None:
     y = slow_event()
     y.wants(2, 1)
-    y.d.bye(y.now, 2, "drained")
+    assert written(y.d.bye(y.now, 2, "drained"), Kind.RETURNED) == [(0, 1)]
     assert y.ledger.in_flight == 1
     y.hello(3)
     assert grants(y.wants(3, 1), 3) + grants(y.after(1.0), 3) == [(0, 1)]
@@ -461,7 +464,7 @@ def test_one_that_comes_back_keeps_what_is_free_and_drops_the_rest() -> None:
     ((rank, message),) = sent(todo, Revoke)
     assert rank == 1 and messages.unpack_ranges(message.ranges) == [(0, 4, 0)]
     assert list(y.ledger.granted[1]) == [(4, 9)]
-    assert written(todo, Kind.GRANTED) == [(4, 9)]
+    assert written(todo, Kind.GRANTED) == [(9, 10), (4, 9)], "what was done it had, too, as the journal has it"
 
 
 def test_one_that_comes_back_still_gets_what_it_asked_for() -> None:
@@ -486,10 +489,21 @@ def test_what_another_allocation_has_taken_over_is_taken_from_the_droids() -> No
     assert list(y.ledger.granted[1]) == [(first[0], first[0] + 5)] and y.ledger.granted[2].total == 20
     assert y.ledger.elsewhere.total == first[1] - first[0] - 5 + 10
     # What it returns of that later is no business of ours; what it finished all the same counts.
-    y.report(1, row(Kind.RETURNED, first[0] + 7, first[1]))
+    todo = y.report(1, row(Kind.RETURNED, first[0] + 7, first[1]))
+    assert written(todo, Kind.GRANTED) == [(first[0] + 7, first[1])], "or it would come back twice"
     assert y.ledger.elsewhere.covers(first[0] + 7, first[1])
     y.done(1, first[0], first[0] + 7)
     assert y.ledger.done == 7
+
+
+def test_what_one_that_comes_back_has_done_others_drop() -> None:
+    y = Yoda(10, droids=2)
+    y.ledger.grant(1, 0, 10)
+    y.d.lost(y.now, 1, "silent")
+    y.ledger.grant(2, 0, 10)
+    todo = y.done(1, 0, 4)
+    assert {rank for rank, _ in sent(todo, Revoke)} == {1, 2}
+    assert written(todo, Kind.RETURNED) == [(0, 4)] and list(y.ledger.granted[2]) == [(4, 10)]
 
 
 def test_late_results_of_a_lost_droid_count() -> None:
