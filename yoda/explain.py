@@ -307,7 +307,7 @@ def _why(state: dict[str, Any]) -> list[str]:
     out = [f"{events['done']:,} of {events['total']:,} events are done, {events['quarantined']:,} quarantined."]
     alive = [one for one in allocations if one["state"] == "alive"]
     merging = [one for one in allocations if one["state"] == "merging"]
-    worked = [one for one in allocations if one["state"] != "none"]
+    last = _last(allocations)
     for one in alive:
         age = span(max(0.0, state["time"] - (one["last_sign_of_life"] or state["time"])))
         droids = [droid for droid in one["droids"] if droid["left"] is None]
@@ -318,10 +318,9 @@ def _why(state: dict[str, Any]) -> list[str]:
             out.append(f"Allocation {one['name']} has started, but no Droid is at work in it (last word {age} ago).")
     for one in merging:
         out.append(f"Allocation {one['name']} has ended its work and makes the final files: {one['why']}.")
-    if not alive and not worked:
+    if not alive and last is None:
         out.append("No allocation has worked on it yet.")
-    if not alive and not merging and worked:
-        last = max(worked, key=lambda one: one["last_sign_of_life"] or 0.0)
+    if not alive and not merging and last is not None:
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(last["last_sign_of_life"] or 0))
         code = "" if last["exit_code"] is None else f" (exit code {last['exit_code']})"
         out.append(f"Nothing is running. The last allocation, {last['name']}, ended at {when}: {last['why']}{code}.")
@@ -345,6 +344,12 @@ def _why(state: dict[str, Any]) -> list[str]:
     return out
 
 
+def _last(allocations: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last one that worked."""
+    worked = [one for one in allocations if one["state"] != "none"]
+    return max(worked, key=lambda one: one["last_sign_of_life"] or 0.0, default=None)
+
+
 def _queued(state: dict[str, Any]) -> list[dict[str, Any]]:
     """Jobs of the task that Slurm still has."""
     return [job for job in (state.get("slurm") or {}).get("jobs", ()) if job.get("state") != "GONE"]
@@ -365,13 +370,13 @@ def _next(state: dict[str, Any]) -> list[str]:
         return out or ["Nothing: the task is complete and merged."]
     if _queued(state):
         return ["Wait: Slurm has a job that goes on with it (see `yoda status`)."]
-    ended = [one for one in state["allocations"] if one["exit_code"] is not None]
-    last = ended[-1]["exit_code"] if ended else None
-    if last == 78:
+    last = _last(state["allocations"])
+    code = last["exit_code"] if last is not None else None
+    if code == 78:
         out.append("Correct what the message above names, then run the same `yoda run` again.")
-    elif last == 73:
+    elif code == 73:
         out.append("Make room where the message above says, then run the same `yoda run` again.")
-    elif last == 1:
+    elif code == 1:
         out.append("That was a bug: its traceback is in the logs folder of the task. The same `yoda run` goes on.")
     else:
         out.append("Run the same `yoda run` (or `yoda submit`) again: it goes on where this one was cut.")

@@ -107,6 +107,20 @@ def test_task_that_was_killed(tmp_path: Path) -> None:
     assert "so it was killed" in render_task(explain_task(task, LATER))
 
 
+def test_advice_is_that_of_the_last_allocation_that_worked(tmp_path: Path) -> None:
+    task = sample_task(tmp_path)
+    journal = JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=BEGIN + 6000)
+    journal.note("joined", time=BEGIN + 6000, droid=1, host="n1", workers=4, startup=1.0)
+    journal.note("end", time=BEGIN + 6010, reason="disk full", exit_code=73)
+    journal.flush()
+    assert "Make room" in explain_task(task, LATER)["next"][0]
+    journal = JournalWriter(task.journal("4"), frozen(tmp_path).fingerprint, "4", created=BEGIN + 7000)
+    journal.note("joined", time=BEGIN + 7000, droid=1, host="n1", workers=4, startup=1.0)
+    journal.flush()
+    found = explain_task(task, LATER)
+    assert "The last allocation, 4," in " ".join(found["why"]) and found["next"][0].startswith("Run the same")
+
+
 def test_complete_task(tmp_path: Path) -> None:
     page = render_task(explain_task(sample_task(tmp_path, finish=True), LATER))
     assert "yoda merge" in page and f"'#{BAD}'" in page and "--retry-quarantined" in page
