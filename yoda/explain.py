@@ -12,12 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from eventrange import records
 from eventrange.axis import Axis
 from eventrange.history import Story
+from eventrange.interval_arrays import unite
+from eventrange.intervals import IntervalSet
 from eventrange.quantity import span
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
+from stageout.winners import winners
 from yoda.lease_view import words as lease_words
 from yoda.names import foreign_name, range_name
 from yoda.status import status
@@ -25,7 +30,7 @@ from yoda.storage_view import explain_switched
 from yoda.verdict import verdict
 
 Copies = dict[tuple[str, int, int], dict[str, str]]  #: (allocation, droid, segment) -> endpoint -> place
-MOST = 400  #: entries told at most; the first and the last ones are kept
+MOST = 400  #: entries told at most, the first and the last ones; and images, the first ones
 VERSION = 1
 
 
@@ -35,7 +40,9 @@ class Told:
 
     entries: list[dict[str, Any]] = field(default_factory=list)
     count: int = 0
-    winners: list[dict[str, Any]] = field(default_factory=list)  #: done records that count, by position
+    rows: list[NDArray[Any]] = field(default_factory=list)  #: done and pending records, in journal order
+    allocations: list[str] = field(default_factory=list)  #: of each of these
+    quarantined: IntervalSet = field(default_factory=IntervalSet)  #: done or not
 
 
 def explain_range(taskdir: TaskDir, name: str) -> dict[str, Any]:
@@ -57,18 +64,20 @@ def explain_range(taskdir: TaskDir, name: str) -> dict[str, Any]:
         if isinstance(entry, dict):
             _note(told, allocation, entry, start, stop, droids, sealed, staged, ended)
         else:
-            for row in entry[(entry["start"] < stop) & (entry["stop"] > start)]:
-                _record(told, axis, allocation, row, droids)
-    winners = _winners(told.winners, start, stop)
-    for one in winners:
+            rows = entry[(entry["start"] < stop) & (entry["stop"] > start)]
+            _records(told, allocation, rows, start, stop)
+            for row in rows:
+                _tell(told, _entry(axis, allocation, row, droids))
+    images, count, done = _images(told, axis, droids, start, stop)
+    for one in images:
         one["member"] = axis.member(frozen.task, one["start"], one["stop"])
         _locate(one, taskdir, sealed, staged)
-    quarantined = [e for e in told.entries if e["what"] == "quarantined"]
+    for first, last in done:
+        told.quarantined.remove(first, last)
     open_grants = _open(told.entries)
     for entry in open_grants:
         fate = ended.get(entry["allocation"], "its allocation was killed, or is at it")
         entry["outcome"] = f"not heard of again: {fate}"
-    covered = sum(one["covers"] for one in winners)
     return {
         "version": VERSION,
         "task": frozen.task,
@@ -77,16 +86,31 @@ def explain_range(taskdir: TaskDir, name: str) -> dict[str, Any]:
         "start": start,
         "stop": stop,
         "events": stop - start,
-        "done": covered,
-        "state": _state(stop - start, covered, quarantined, told.entries),
+        "done": done.total,
+        "state": _state(stop - start, done.total, told),
         "entries": told.entries,
         "entries_total": told.count,
-        "images": winners,
+        "images": images,
+        "images_total": count,
         "merged": os.path.exists(os.path.join(taskdir.merged, "merge.json")),
     }
 
 
-def _record(told: Told, axis: Axis, allocation: str, row: Any, droids: dict[tuple[str, int], dict[str, Any]]) -> None:
+def _records(told: Told, allocation: str, rows: NDArray[Any], start: int, stop: int) -> None:
+    """Take in what `rows` say of the state of [start, stop)."""
+    kind = rows["kind"]
+    racing = (kind == Kind.DONE) | (kind == Kind.PENDING)
+    if racing.any():
+        told.rows.append(rows[racing])
+        told.allocations.append(allocation)
+    given_up = (kind == Kind.QUARANTINED) | (kind == Kind.PENDING)
+    for what, first, last in rows[given_up][["kind", "start", "stop"]].tolist():
+        change = told.quarantined.add if what == Kind.QUARANTINED else told.quarantined.remove
+        change(max(first, start), min(last, stop))
+
+
+def _entry(axis: Axis, allocation: str, row: Any, droids: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
+    """What a record says."""
     kind, start, stop = int(row["kind"]), int(row["start"]), int(row["stop"])
     droid = int(row["droid"])
     home = droids.get((allocation, droid), {})
@@ -110,14 +134,7 @@ def _record(told: Told, axis: Axis, allocation: str, row: Any, droids: dict[tupl
         entry["seconds"] = float(row["wall"])
     if kind in (Kind.GRANTED, Kind.FAILED, Kind.QUARANTINED):
         entry["attempt"] = int(row["attempt"]) + (kind != Kind.QUARANTINED)
-    if kind == Kind.DONE:
-        place = ("segment", "offset", "size")
-        image = {name: int(row[name]) for name in place} | {"checksum": f"{int(row['checksum']):08x}"}
-        told.winners.append({**entry, **image})
-    elif kind == Kind.PENDING:
-        # It takes back what was done before: parts of older images inside it no longer count.
-        told.winners = [one for one in told.winners if one["stop"] <= start or one["start"] >= stop]
-    _tell(told, entry)
+    return entry
 
 
 def _tell(told: Told, entry: dict[str, Any]) -> None:
@@ -159,20 +176,26 @@ def _segment(note: dict[str, Any]) -> tuple[str, int, int]:
     return str(note.get("allocation")), int(note.get("droid") or 0), int(note.get("segment") or 0)
 
 
-def _winners(done: list[dict[str, Any]], start: int, stop: int) -> list[dict[str, Any]]:
-    """The done records that count for [start, stop): the first one of every event (L2), with how many it covers."""
-    taken = np.zeros(stop - start, bool) if stop - start <= 1 << 24 else None
+def _images(
+    told: Told, axis: Axis, droids: dict[tuple[str, int], dict[str, Any]], start: int, stop: int
+) -> tuple[list[dict[str, Any]], int, IntervalSet]:
+    """Of [start, stop): the first images that count, by position, with how many events of it each covers; how many
+    there are; and what is done."""
+    rows = np.concatenate([records.new(0), *told.rows])
+    placed = winners(rows, np.arange(len(rows)))  # a record may win several pieces, so its number goes with each
+    begin, end = placed["keep_start"].clip(start, stop), placed["keep_stop"].clip(start, stop)
+    inside = begin < end
+    numbers, which = np.unique(placed["allocation"][inside], return_inverse=True)
+    covers = np.zeros(len(numbers), np.int64)
+    np.add.at(covers, which, (end - begin)[inside])
+    batches = np.cumsum([len(batch) for batch in told.rows])
     out = []
-    for one in done:
-        a, b = max(one["start"], start) - start, min(one["stop"], stop) - start
-        if taken is None:
-            covers = b - a
-        else:
-            covers = int((~taken[a:b]).sum())
-            taken[a:b] = True
-        if covers:
-            out.append({**one, "covers": covers})
-    return sorted(out, key=lambda one: one["start"])
+    for at in np.argsort(rows["start"][numbers], kind="stable")[:MOST].tolist():
+        row = rows[numbers[at]]
+        entry = _entry(axis, told.allocations[int(np.searchsorted(batches, numbers[at], "right"))], row, droids)
+        image = {name: int(row[name]) for name in ("segment", "offset", "size")}
+        out.append({**entry, **image, "checksum": f"{int(row['checksum']):08x}", "covers": int(covers[at])})
+    return out, len(numbers), IntervalSet.from_arrays(*unite(begin, end))
 
 
 def _locate(
@@ -215,14 +238,14 @@ def _open(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def _state(events: int, done: int, quarantined: list[dict[str, Any]], entries: list[dict[str, Any]]) -> str:
+def _state(events: int, done: int, told: Told) -> str:
     if done >= events:
         return "done"
-    if quarantined and not any(e["what"] == "pending" and e["time"] > quarantined[-1]["time"] for e in entries):
+    if told.quarantined:
         return "quarantined" if events == 1 else f"{done} of {events} events done, some quarantined"
     if done:
         return f"{done} of {events} events done"
-    return "pending" if not entries or entries[-1]["what"] != "granted" else "granted"
+    return "pending" if not told.entries or told.entries[-1]["what"] != "granted" else "granted"
 
 
 def render_range(found: dict[str, Any]) -> str:
@@ -237,8 +260,8 @@ def render_range(found: dict[str, Any]) -> str:
     for one in found["images"][:20]:
         out.append(f"image of {one['range']} ({one['size']:,} bytes), member {one['member']}:")
         out += [f"  {where}" for where in one["where"]]
-    if len(found["images"]) > 20:
-        out.append(f"and {len(found['images']) - 20:,} more images")
+    if found["images_total"] > 20:
+        out.append(f"and {found['images_total'] - 20:,} more images")
     if found["merged"]:
         out.append("the task has been merged")
     out.append("")

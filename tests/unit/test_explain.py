@@ -13,9 +13,11 @@ from eventrange import records
 from eventrange.errors import ConfigError
 from eventrange.journal import JournalWriter
 from eventrange.records import Kind
+from eventrange.taskdir import TaskDir
 from yoda.cli import main
 from yoda.explain import MOST, _next, _why, explain_range, explain_task, render_range, render_task
 from yoda.status import status
+from yoda.task import _text
 
 LATER = BEGIN + 90000
 
@@ -67,6 +69,57 @@ def test_first_record_wins_and_pending_voids(tmp_path: Path) -> None:
     writer.file.close()
     found = explain_range(task, "1-2")
     assert found["state"] != "done" and not found["images"]
+
+
+def told(root: Path, events: int, *journals: list[tuple[Kind, int, int, float]]) -> TaskDir:
+    """A task with these records (kind, start, stop, time), a journal each."""
+    task, one = TaskDir(str(root)), frozen(root, events)
+    task.make()
+    Path(task.task_file).write_text(_text(one))
+    for name, rows in enumerate(journals, 1):
+        writer = JournalWriter(task.journal(str(name)), one.fingerprint, str(name), created=BEGIN)
+        for kind, start, stop, at in rows:
+            writer.append(records.new(1, kind=kind, start=start, stop=stop, droid=1, time=BEGIN + at, size=9))
+        writer.flush()
+        writer.file.close()
+    return task
+
+
+def agrees(task: TaskDir, events: int) -> dict[str, Any]:
+    """The story of all events, which has as many done and quarantined as the status says."""
+    found, state = explain_range(task, f"1-{events}"), status(task, LATER)
+    assert found["done"] == state["events"]["done"] == sum(one["covers"] for one in found["images"])
+    assert ("quarantined" in found["state"]) == bool(state["events"]["quarantined"])
+    return found
+
+
+def test_pending_takes_back_only_its_part(tmp_path: Path) -> None:
+    first = [(Kind.DONE, 50, 51, 1.0), (Kind.DONE, 0, 100, 2.0)]
+    task = told(tmp_path, 100, first, [(Kind.PENDING, 50, 51, 3.0), (Kind.DONE, 50, 51, 4.0)])
+    found = agrees(task, 100)
+    assert found["state"] == "done" and [(one["start"], one["covers"]) for one in found["images"]] == [(0, 99), (50, 1)]
+
+
+def test_what_is_done_twice_counts_once_however_long_the_range(tmp_path: Path) -> None:
+    half, whole = 1 << 24, 1 << 25
+    task = told(tmp_path, whole, [(Kind.DONE, 0, half, 1.0), (Kind.DONE, 0, half, 2.0)])
+    assert agrees(task, whole)["state"] == f"{half} of {whole} events done"
+
+
+@pytest.mark.parametrize("later", [3.0, 1.0])
+def test_quarantine_is_over_after_pending_whatever_the_clock_says(tmp_path: Path, later: float) -> None:
+    given_up = (Kind.QUARANTINED, 0, 1, 2.0)
+    task = told(tmp_path, 1, [given_up], [(Kind.PENDING, 0, 1, later)])
+    assert agrees(task, 1)["state"] == "pending"
+    task = told(tmp_path / "t", 1, [given_up, (Kind.PENDING, 0, 1, later), given_up])
+    assert agrees(task, 1)["state"] == "quarantined"
+
+
+def test_the_first_images_stand_for_all(tmp_path: Path) -> None:
+    task = told(tmp_path, 1000, [(Kind.DONE, n, n + 1, 1.0) for n in reversed(range(1000))])
+    found = explain_range(task, "1-1000")
+    assert [one["start"] for one in found["images"]] == list(range(MOST)) and found["images_total"] == 1000
+    assert found["done"] == 1000 and "and 980 more images" in render_range(found)
 
 
 def test_long_stories_are_cut_in_the_middle(tmp_path: Path) -> None:
