@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eventrange.history import JournalState, Story
+from eventrange.interval_arrays import Sum
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 from eventrange.times import add
@@ -63,6 +64,7 @@ class Chronicle:
     returned: Counter[str] = field(default_factory=Counter)  #: category -> events given back
     returned_seconds: dict[str, float] = field(default_factory=dict)
     granted: int = 0  #: events
+    handed: Sum = field(default_factory=Sum)  #: the same, each event once
     slowest: list[tuple[float, int, int, float, str, int, int]] = field(default_factory=list)
     evidence: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     ranges: Counter[int] = field(default_factory=Counter)  #: the same -> ranges
@@ -209,7 +211,9 @@ class _Reader:
         self.open += np.bincount(rows["droid"][granted], length[granted], size)[:size]
         closed = done | failed | back
         self.open -= np.bincount(rows["droid"][closed], length[closed], size)[:size]
-        self.out.granted += int(length[granted & (rows["code"] == Code.NONE)].sum())
+        handed = granted & (rows["code"] == Code.NONE)
+        self.out.granted += int(length[handed].sum())
+        self.out.handed.add(rows["start"][handed], rows["stop"][handed])
         self._work("productive", rows[done])
         self._work("failed", rows[failed])
         if done.any():

@@ -101,11 +101,13 @@ def _kill(pid: int) -> None:
 def cost(taskdir: TaskDir, preempted: int) -> dict[str, Any]:
     """What the preemptions cost, from the journals."""
     from eventrange.history import done_records
+    from eventrange.records import Kind
     from yoda.status import status
     from yoda.task import need_task
 
     found = status(taskdir, time.time() + 60.0)  # nobody is alive any more, whatever it looks like
     rows, _, _ = done_records(taskdir, need_task(taskdir).fingerprint)
+    rows = rows[rows["kind"] == Kind.DONE]
     processed = int((rows["stop"] - rows["start"]).sum())
     seconds = found["core_seconds"]
     return {

@@ -132,8 +132,10 @@ def attempts(facts: Facts) -> str:
     twice = sum(c.attempts.values()) - done
     if twice > 0:
         lines.append(("of these done twice, or again", "", f"{twice:,}", _share(twice, done)))
-    if c.granted > done:
-        lines.append(("handed out again", "", f"{c.granted - done:,}", _share(c.granted - done, done)))
+    starts, stops = c.handed.result()
+    again = c.granted - int((stops - starts).sum())
+    if again > 0:
+        lines.append(("handed out again", "", f"{again:,}", _share(again, done)))
     events = np.sort(np.concatenate(c.consumers))
     worked = sum(any(life.ranges for life in one.droids.values()) for one in facts.account.allocations)
     droids = sum(life.ranges > 0 for one in facts.account.allocations for life in one.droids.values())

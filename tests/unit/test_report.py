@@ -159,6 +159,19 @@ def test_the_dead_are_known_at_once(tmp_path: Path) -> None:
     assert "It is running" not in read(render(facts, draw(facts)))[1]
 
 
+def test_only_what_was_granted_before_is_handed_out_again(tmp_path: Path) -> None:
+    """Of an allocation that was killed, not what nobody has been given since."""
+    task = sample_task(tmp_path)
+    second = Path(task.journal("2"))
+    whole = second.read_bytes()
+    second.unlink()
+    facts = gather(task, LATER)
+    assert facts.chronicle.granted == 400 and "handed out again" not in render(facts, draw(facts))
+    second.write_bytes(whole)
+    facts = gather(task, LATER)
+    assert "handed out again 100 28.65" in read(render(facts, draw(facts)))[1]
+
+
 def fills(picture: str) -> set[str]:
     """What the boxes of a picture are filled with."""
     return set(re.findall('<rect x=[^>]* fill="([^"]*)"', picture))

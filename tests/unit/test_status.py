@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sample_task import BEGIN, frozen, sample_task
 
 from eventrange import records
 from eventrange.journal import JournalWriter
@@ -16,6 +17,7 @@ from eventrange.quantity import span
 from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 from yoda import journal_view
+from yoda.rehearse import cost
 from yoda.status import render, task_status
 
 SCHEMA: dict[str, Any] = {
@@ -143,6 +145,15 @@ def test_complete_with_damage_and_things_that_are_no_journal(tmp_path: Path) -> 
     assert state["complete"] and state["damaged"] == ["2", "3", "4"]
     assert [one["state"] for one in state["allocations"]] == ["killed", "ended", "none", "none"]
     assert state["allocations"][1]["exit_code"] == 65
+
+
+def test_what_a_rehearsal_made_twice_are_done_records(tmp_path: Path) -> None:
+    task = sample_task(tmp_path)
+    journal = JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=BEGIN + 9000)
+    journal.append(records.new(1, kind=Kind.PENDING, start=350, stop=400, time=BEGIN + 9000))  # nothing is done there
+    journal.append(records.new(1, kind=Kind.DONE, start=340, stop=360, time=BEGIN + 9001))
+    journal.flush()
+    assert cost(task, 2)["durable_twice"] == 10
 
 
 def test_span() -> None:
