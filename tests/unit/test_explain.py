@@ -12,7 +12,7 @@ from sample_task import BAD, BEGIN, beating, frozen, sample_task
 from eventrange import records
 from eventrange.errors import ConfigError
 from eventrange.journal import JournalWriter
-from eventrange.records import Kind
+from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 from yoda.cli import main
 from yoda.explain import MOST, _next, _why, explain_range, explain_task, render_range, render_task
@@ -130,6 +130,22 @@ def test_long_stories_are_cut_in_the_middle(tmp_path: Path) -> None:
     writer.file.close()
     found = explain_range(task, "1")
     assert len(found["entries"]) == MOST and "entries in the middle are left out" in render_range(found)
+
+
+def test_what_was_taken_from_a_droid_that_did_it_all_the_same(tmp_path: Path) -> None:
+    task = told(tmp_path, 1, [])
+    writer = JournalWriter(task.journal("2"), frozen(tmp_path, 1).fingerprint, "2", created=BEGIN)
+    for kind, code in (
+        (Kind.GRANTED, 0),
+        (Kind.RETURNED, Code.DROID_LOST),
+        (Kind.GRANTED, Code.REVOKED),
+        (Kind.DONE, 0),
+    ):
+        writer.append(records.new(1, kind=kind, code=code, start=0, stop=1, droid=1, time=BEGIN))
+    writer.flush()
+    found = explain_range(task, "#0")
+    assert [entry["what"] for entry in found["entries"]] == ["granted", "returned", "kept", "done"]
+    assert "taken from Droid 1 on ?, which had it all the same" in render_range(found)
 
 
 @pytest.mark.parametrize("name", ["nofile:3", "generate:0", "#400", "12-11", "x"])
