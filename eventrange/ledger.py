@@ -201,8 +201,8 @@ class Ledger:
 
     def settle(self, starts: Array, stops: Array) -> int:
         """The set (starts, stops) is done, whoever did it. Granted events stay so. Returns how many are news."""
-        before = self.open
-        for name in ("elsewhere", "pending"):
+        before = self.done
+        for name in ("elsewhere", "pending", "quarantined"):
             old: IntervalSet = getattr(self, name)
             if old and len(starts):
                 left = difference(np.array(old.starts, np.int64), np.array(old.stops, np.int64), starts, stops)
@@ -211,7 +211,7 @@ class Ledger:
             done = IntervalSet.from_arrays(starts, stops)
             for event in [event for event in self.retries if event in done]:
                 del self.retries[event]
-        return before - self.open
+        return self.done - before
 
     def reopen(self, start: int, stop: int) -> None:
         """What is done of [start, stop) was not done as it should: it is pending."""

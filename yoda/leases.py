@@ -294,7 +294,7 @@ class Leases:
         """Take in what the journals say."""
         self.known = known
         self._read_at = now
-        self._unread = False
+        self._unread = bool(self.living())  # they go on writing
         starts, stops = self.edges[:-1], self.edges[1:]
         settled = unite(np.concatenate((known.done[0], known.quarantined[0])),
                         np.concatenate((known.done[1], known.quarantined[1])))  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,7 +55,7 @@ def test_ledger_agrees_with_one_event_at_a_time(seed: int) -> None:
         droid = rng.randrange(4)
         a = rng.randrange(E)
         b = min(E, a + rng.randrange(1, 12))
-        what = rng.choice(["grant", "copy", "finish", "finish", "fail", "back", "lose", "retry", "quarantine"])
+        what = rng.choice(["grant", "copy", *["finish"] * 2, "fail", "back", "lose", "retry", "quarantine", "settle"])
         if what == "grant":
             for start, stop in ledger.pending.overlap(a, b):
                 ledger.grant(droid, start, stop)
@@ -104,6 +105,12 @@ def test_ledger_agrees_with_one_event_at_a_time(seed: int) -> None:
             ledger.quarantine(e)
             model.state[e] = "quarantined"
             # a late report of a quarantined event makes it done; its tries no longer matter
+        elif what == "settle":
+            news = [e for e in range(a, b) if isinstance(model.state[e], str) and model.state[e] != "done"]
+            assert ledger.settle(np.array([a]), np.array([b])) == len(news)
+            for e in news:
+                model.state[e] = "done"
+                model.tries[e] = 0
         same(ledger, model)
 
 

@@ -26,7 +26,7 @@ from slurm.environment import Allocation
 from yoda.dispatcher import Dispatcher, Note, Send, Settings, Write
 from yoda.keeper import UNABLE, Keeper, beat_interval, present
 from yoda.leasedir import ALIVE, Heart, LeaseDir, machine, overview, process_start
-from yoda.leases import FREE, PARTS, Known, Lease, Leases, Need, Pulse, Watch, divide
+from yoda.leases import FREE, PARTS, Known, Lease, Leases, Need, Pulse, Update, Watch, divide
 
 NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
@@ -140,6 +140,17 @@ def test_alone_it_claims_a_little_then_what_it_needs_and_reads_no_journal_again(
     assert room.read == 1
 
 
+def test_what_another_did_at_its_end_is_read_once_more() -> None:
+    room, me = Memory(), Leases("me", edges(), 60.0)
+    room.there = {"other": Pulse(b"1")}
+    me.begin(0.0, room)
+    busy = Need(pending=99, rate=0.1, workers=1)
+    assert me.round(11.0, room, busy).known is room.says  # it goes on writing afterwards
+    room.there = {"other": Pulse(b"2", "ended")}
+    assert me.round(22.0, room, busy).known is room.says
+    assert me.round(33.0, room, busy).known is None and room.read == 3
+
+
 def test_what_is_done_needs_no_lease() -> None:
     room, me = Memory(), Leases("me", edges(), 60.0)
     room.says = Known((np.array([0, 45]), np.array([30, 160])), (np.array([35]), np.array([45])))
@@ -232,6 +243,19 @@ def test_ledger_with_parts_elsewhere() -> None:
     assert ledger.done == 25 + 3 + 5
     open_ = IntervalSet([*ledger.pending, *ledger.elsewhere])
     assert open_.total == ledger.open and not open_.overlap(22, 35)
+
+
+def test_what_another_allocation_did_is_not_quarantined_any_more() -> None:
+    """It was started with --retry-quarantined while we were at work: we end with 0 then, not with 65."""
+    ledger = Ledger(10)
+    ledger.quarantined, ledger.pending = IntervalSet([(5, 6), (8, 9)]), IntervalSet([(0, 5), (6, 8), (9, 10)])
+    keeper = Keeper(Leases("me", edges(1), 60.0), Memory(), None, ledger)
+    dispatcher = Dispatcher(ledger, [0, 10], Settings(), 10)
+    for starts, stops, given_up, code in (([0, 6, 9], [5, 8, 10], 2, 65), ([0, 9], [8, 10], 1, 65), ([0], [10], 0, 0)):
+        keeper._updates.append(Update(known=Known((np.array(starts), np.array(stops)), NOTHING)))
+        keeper._apply(dispatcher)
+        assert (ledger.open, ledger.quarantined.total, ledger.done) == (0, given_up, 10 - given_up)
+        assert dispatcher.complete and dispatcher.result()[0] == code
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
