@@ -1,8 +1,9 @@
 """What all journals of a task say together: the fold that resume starts from.
 
 Streaming and vectorised: memory is a few blocks of a journal and the holes of the result (L12). Done ranges add up in
-any order; only a PENDING record makes order matter, since it voids what came before it. So each batch of records is
-split: those that meet a PENDING record of the batch are taken one by one, all others by one union.
+any order; only a PENDING record makes order matter, since it voids what came before it (of a quarantined event that is
+taken up again only that it was quarantined). So each batch of records is split: those that meet a PENDING record of the
+batch are taken one by one, all others by one union.
 
 A journal that cannot be read, is empty, or is no file at all is reported and never refused: its events are simply
 pending.
@@ -22,7 +23,7 @@ from eventrange import records
 from eventrange.interval_arrays import Sum, difference, overlaps, unite
 from eventrange.intervals import IntervalSet, Pair
 from eventrange.journal import Damage, Entry, JournalReader
-from eventrange.records import Kind
+from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 
 
@@ -182,8 +183,8 @@ def read_progress(
 def done_records(
     taskdir: TaskDir, fingerprint: str, only: Collection[str] | None = None
 ) -> tuple[NDArray[Any], NDArray[np.uint32], list[str]]:
-    """What merge chooses its images from: all DONE and PENDING records in journal order, as `stageout.winners` wants
-    them.
+    """What merge chooses its images from: all DONE records and those that void them in journal order, as
+    `stageout.winners` wants them.
 
     Returns RECORD rows (n,), for each the index of its allocation (n,), and the allocations' names. 68 bytes per
     record.
@@ -196,8 +197,7 @@ def done_records(
             continue
         if not names or names[-1] != name:
             names.append(name)
-        kind = entry["kind"]
-        wanted = entry[(kind == Kind.DONE) | (kind == Kind.PENDING)]
+        wanted = entry[(entry["kind"] == Kind.DONE) | records.voids(entry)]
         rows.append(wanted)
         index.append(np.full(len(wanted), len(names) - 1, np.uint32))
     return np.concatenate(rows), np.concatenate(index), names
@@ -214,12 +214,13 @@ class Fold:
     def add(self, rows: NDArray[Any], allocation: str = "") -> None:
         """`rows` RECORD, shape (n,)."""
         kind = rows["kind"]
-        if not (kind == Kind.PENDING).any():
+        pending = rows[kind == Kind.PENDING]
+        if not len(pending):
             self._free(rows, kind, allocation)
             return
-        voids = rows[kind == Kind.PENDING]
-        starts, stops = unite(voids["start"], voids["stop"])
-        self.done.subtract(starts, stops)
+        voids = pending[records.voids(pending)]
+        self.done.subtract(*unite(voids["start"], voids["stop"]))
+        starts, stops = unite(pending["start"], pending["stop"])
         self.quarantined.subtract(starts, stops)
         touched = overlaps(rows["start"], rows["stop"], starts, stops)
         self._free(rows[~touched], kind[~touched], allocation)
@@ -237,9 +238,10 @@ class Fold:
 
     def _ordered(self, rows: NDArray[Any], allocation: str) -> None:
         done, quarantined = IntervalSet(), IntervalSet()
-        for kind, start, stop, droid in rows[["kind", "start", "stop", "droid"]].tolist():
+        for kind, code, start, stop, droid in rows[["kind", "code", "start", "stop", "droid"]].tolist():
             if kind == Kind.PENDING:
-                done.remove(start, stop)
+                if code != Code.RETRY:
+                    done.remove(start, stop)
                 quarantined.remove(start, stop)
                 known = self._failed
                 for event in range(start, stop) if stop - start <= len(known) else list(known):

@@ -27,11 +27,13 @@ class Kind(IntEnum):
     FAILED = 3  #: one event, attempt number `attempt`, `code` says how; evidence in a note
     RETURNED = 4  #: given back unprocessed (drain, revoked, lost); `wall` is the time in flight that was lost with it
     QUARANTINED = 5  #: one event, given up after `attempt` attempts
-    PENDING = 6  #: taken up again: a quarantined event, or one whose image is damaged everywhere
+    #: taken up again: one whose image is damaged everywhere, or, with the code RETRY, a quarantined event; only the
+    #: former voids what is done
+    PENDING = 6
 
 
 class Code(IntEnum):
-    """How an event failed, or why a range came back."""
+    """How an event failed, or why a range came back or is pending again."""
 
     NONE = 0
     EXCEPTION = 1
@@ -46,6 +48,7 @@ class Code(IntEnum):
     COMMAND = 10  #: a program returned non-zero or made no output
     INPUT = 11  #: the event could not be read
     STORAGE = 12  #: the image could not be made durable
+    RETRY = 13  #: it was quarantined; another allocation may have taken it up at the same moment, and have done it
 
 
 #: 64 bytes. `time` unix seconds at the start of processing, `wall` and `cpu` seconds, `offset`/`size` bytes of the
@@ -84,6 +87,12 @@ def new(count: int = 1, **values: Any) -> NDArray[Any]:
     for name, value in values.items():
         out[name] = value
     return out
+
+
+def voids(records: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of `records` say that what was done of their range before is not; shape (n,)."""
+    found: NDArray[np.bool_] = (records["kind"] == Kind.PENDING) & (records["code"] != Code.RETRY)
+    return found
 
 
 def check_words(records: NDArray[Any]) -> NDArray[np.uint32]:

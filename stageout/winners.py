@@ -1,8 +1,8 @@
 """Which image holds each event (pure): from done records in journal order to disjoint pieces in axis order.
 
-The first record of an event wins (L2); a `pending` record takes all earlier ones of its range out of the race, since it
-says that their images cannot be used. Nearly always no two records overlap; then this is one sort. Only records that
-share events with another one go through the slow way, a look at each of them.
+The first record of an event wins (L2); a `pending` record that voids takes all earlier ones of its range out of the
+race, since it says that their images cannot be used. Nearly always no two records overlap; then this is one sort. Only
+records that share events with another one go through the slow way, a look at each of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eventrange.records import Kind
+from eventrange.records import Kind, voids
 
 #: One piece of an image that goes into the merged files: the image holds [start, stop) and lies in (allocation, droid,
 #: segment) at `offset`; of it the events [keep_start, keep_stop) win. `allocation` is an index into a list of names.
@@ -36,12 +36,11 @@ _COPIED = ("start", "stop", "offset", "size", "checksum", "segment", "droid")
 def winners(records: NDArray[Any], allocations: NDArray[Any] | int = 0) -> NDArray[Any]:
     """The winning pieces, sorted by `keep_start`, disjoint; PLACED, shape (k,).
 
-    `records` (n,) of RECORD, all journals one after another; kinds other than done and pending are ignored.
+    `records` (n,) of RECORD, all journals one after another; all but those that are done or void are ignored.
     `allocations` (n,) or one number: the index of the allocation each record is from.
     """
     of = np.broadcast_to(np.asarray(allocations, np.uint32), records.shape)
-    kind = records["kind"]
-    wanted = ((kind == Kind.DONE) | (kind == Kind.PENDING)) & (records["start"] < records["stop"])
+    wanted = ((records["kind"] == Kind.DONE) | voids(records)) & (records["start"] < records["stop"])
     if not wanted.all():
         records, of = records[wanted], of[wanted]
     if not len(records):

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eventrange import records
 from eventrange.history import Fold, Story
 from eventrange.interval_arrays import covered, difference, overlaps, unite
 from eventrange.intervals import IntervalSet
@@ -64,7 +65,7 @@ def account_entries(
 ) -> Account:
     """The same from `story()`, all (allocation, entry) in journal order. `dead`: see Accountant.result.
 
-    It is read twice only where a PENDING record takes back what was believed productive.
+    It is read twice only where a record voids what was believed productive.
     """
     first = Accountant()
     first.read(story())
@@ -76,7 +77,7 @@ def account_entries(
 
 
 class Accountant:
-    """Takes in entries in journal order. `voids`: (ordinal, start, stop) of PENDING records, from a first reading."""
+    """Takes in entries in journal order. `voids`: (ordinal, start, stop) of records that void, from a first reading."""
 
     def __init__(self, voids: Iterable[tuple[int, int, int]] = ()) -> None:
         self.fold = Fold()
@@ -106,9 +107,9 @@ class Accountant:
             self._records(name, allocation, entry[at : at + CHUNK])
 
     def _records(self, name: str, allocation: Allocation, entry: NDArray[Any]) -> None:
-        pending = entry["kind"] == Kind.PENDING
-        # Only between PENDING records may records be taken together.
-        cuts = np.flatnonzero(pending[1:] != pending[:-1]) + 1 if pending.any() else np.zeros(0, np.int64)
+        voids = records.voids(entry)
+        # Only between those may records be taken together.
+        cuts = np.flatnonzero(voids[1:] != voids[:-1]) + 1 if voids.any() else np.zeros(0, np.int64)
         for part in np.split(entry, cuts):
             self._rows(allocation, part)
             self.fold.add(part, name)
@@ -165,8 +166,9 @@ class Accountant:
         if sane.any():
             allocation.last = max(allocation.last, float((rows["time"] + _wall(rows, kind))[sane].max()))
         if counts[Kind.PENDING]:
-            starts, stops = rows["start"].tolist(), rows["stop"].tolist()
-            self.voids += [(self._ordinal + n, a, b) for n, (a, b) in enumerate(zip(starts, stops, strict=True))]
+            at = np.flatnonzero(records.voids(rows))
+            starts, stops = rows["start"][at].tolist(), rows["stop"][at].tolist()
+            self.voids += zip((self._ordinal + at).tolist(), starts, stops, strict=True)
         length = (rows["stop"] - rows["start"]).astype(np.float64)
         granted, done, failed = kind == Kind.GRANTED, kind == Kind.DONE, kind == Kind.FAILED
         back = kind == Kind.RETURNED
@@ -196,7 +198,7 @@ class Accountant:
         start, stop = rows["start"], rows["stop"]
         length = np.maximum(stop - start, 0)
         new = length - covered(start, stop, *self.fold.done.result())
-        # Rows that share events with another one of this batch, or with a later PENDING record, one after another.
+        # Rows that share events with another one of this batch, or with a later one that voids, one after another.
         special = _entangled(start, stop)
         if self._coming:
             special |= overlaps(start, stop, *self._voided)

@@ -9,7 +9,7 @@ import numpy as np
 from eventrange import records
 from eventrange.history import Fold, Progress, Story
 from eventrange.intervals import Array, IntervalSet
-from eventrange.records import Kind
+from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 from yoda.leases import Known
 
@@ -32,6 +32,7 @@ class Follower:
                 self._alive(name, float(entry["time"].max(initial=0.0)))
                 if name > self.name:
                     # A later journal voids what comes before it, so also what we would do now: the next one does it.
+                    # A quarantined event that it takes up is its own, and none of ours.
                     entry = entry[entry["kind"] != Kind.PENDING]
                 self._fold.add(entry, name)
                 continue
@@ -67,7 +68,7 @@ class Follower:
 
     def retry(self, events: IntervalSet) -> None:
         """These quarantined events are taken up again; our own journal is about to say so."""
-        rows = records.new(len(events), kind=Kind.PENDING)
+        rows = records.new(len(events), kind=Kind.PENDING, code=Code.RETRY)
         rows["start"], rows["stop"] = events.starts, events.stops
         self._fold.add(rows, self.name)
 

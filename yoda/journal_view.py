@@ -30,7 +30,7 @@ COLUMNS = {
     "droid": "number of the Droid in its allocation",
     "worker": "number of the worker in its Droid",
     "attempt": "failed attempts before (failed: number of the attempt)",
-    "code": "how it failed or why it came back; `none` otherwise",
+    "code": "how it failed, why it came back or is pending again; `none` otherwise",
     "time": "unix seconds when processing began (done, failed), else when it happened",
     "wall": "seconds of wall time",
     "cpu": "seconds of CPU time",

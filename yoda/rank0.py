@@ -221,17 +221,20 @@ def _yoda(
 def _take_up(journal: JournalWriter, known: Progress, say: Callable[[str], None]) -> None:
     """Make quarantined events pending again (`--retry-quarantined`).
 
-    The records go into this allocation's own journal: in a later one they would void what this one is going to do.
+    The records go into this allocation's own journal: in a later one they would void a quarantine of this one. They are
+    on the disk before anything is claimed, for others that do the same now.
     """
     from eventrange import records
-    from eventrange.records import Kind
+    from eventrange.records import Code, Kind
 
     pairs = list(known.quarantined)
     if not pairs:
         return
-    rows = records.new(len(pairs), kind=Kind.PENDING, time=time.time())
+    rows = records.new(len(pairs), kind=Kind.PENDING, code=Code.RETRY, time=time.time())
     rows["start"], rows["stop"] = [start for start, _ in pairs], [stop for _, stop in pairs]
     journal.append(rows)
+    journal.flush()
+    journal.file.sync()
     say(f"{known.quarantined.total} quarantined events are taken up again")
     known.quarantined = IntervalSet()
 

@@ -32,7 +32,7 @@ import yaml
 import eventrange.entry
 from eventrange.history import Progress, Story, read_progress
 from eventrange.intervals import IntervalSet
-from eventrange.records import Kind
+from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 
 ENTRY = os.path.abspath(eventrange.entry.__file__)
@@ -450,12 +450,12 @@ def granted_again(story: list[tuple[str, np.ndarray[Any, Any]]]) -> list[tuple[s
     done = IntervalSet()
     wrong = []
     for name, rows in story:
-        for kind, start, stop in rows[["kind", "start", "stop"]].tolist():
+        for kind, code, start, stop in rows[["kind", "code", "start", "stop"]].tolist():
             if kind == Kind.GRANTED:
                 wrong += [(name, *pair) for pair in done.overlap(start, stop)]
             elif kind == Kind.DONE:
                 done.add(start, stop)
-            elif kind == Kind.PENDING:
+            elif kind == Kind.PENDING and code != Code.RETRY:
                 done.remove(start, stop)
     return wrong
 

@@ -17,7 +17,7 @@ from eventrange import records
 from eventrange.history import Story, read_progress
 from eventrange.intervals import IntervalSet
 from eventrange.journal import MAGIC, JournalReader, JournalWriter
-from eventrange.records import Kind
+from eventrange.records import Code, Kind
 from eventrange.taskdir import TaskDir
 
 STEPS = st.lists(
@@ -136,6 +136,7 @@ OPS = st.lists(
         st.integers(0, 25),
         st.integers(1, 9),
         st.booleans(),
+        st.sampled_from([Code.NONE, Code.RETRY]),
     ),
     max_size=40,
 )
@@ -152,10 +153,10 @@ def test_progress_is_what_one_would_say_event_by_event(first: list[Any], second:
         task.make()
         for name, ops in (("1", first), ("2", second)):
             writer = JournalWriter(task.journal(name), "f", name)
-            for kind, start, size, flush in ops:
+            for kind, start, size, flush, code in ops:
                 size = 1 if kind in (Kind.FAILED, Kind.QUARANTINED) else size
                 events = range(start, start + size)
-                writer.append(records.new(1, kind=kind, start=start, stop=start + size, droid=3))
+                writer.append(records.new(1, kind=kind, start=start, stop=start + size, droid=3, code=code))
                 if kind == Kind.DONE:
                     done |= set(events)
                 elif kind == Kind.QUARANTINED:
@@ -163,7 +164,7 @@ def test_progress_is_what_one_would_say_event_by_event(first: list[Any], second:
                 elif kind == Kind.FAILED:
                     failed[start] = failed.get(start, 0) + 1
                 elif kind == Kind.PENDING:
-                    done -= set(events)
+                    done -= set(events) if code != Code.RETRY else set()
                     given_up -= set(events)
                     failed = {event: count for event, count in failed.items() if event not in events}
                 if flush:

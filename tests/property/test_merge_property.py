@@ -16,7 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(__file__)), "uni
 from merging import Task, event, events_in, numbers, same, whole
 
 from eventrange import records
-from eventrange.records import Kind
+from eventrange.records import Code, Kind
 from stageout import finalfile
 from stageout.merge import merge, winners
 
@@ -36,6 +36,17 @@ def histories(draw: st.DrawFn) -> list[tuple[int, int, int, bool]]:
     cuts = sorted(draw(st.sets(st.integers(1, COUNT - 1), max_size=10)) | {0, COUNT})
     covering = [(low, high, 4, True) for low, high in pairwise(cuts)]
     return out + draw(st.permutations(covering))
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 30)] * 2, st.sampled_from([0, 1, 2])), max_size=20))
+def test_events_that_were_quarantined_take_nothing_back(entries: list[tuple[int, int, int]]) -> None:
+    """Winners with records of `--retry-quarantined` among them are those without."""
+    rows = records.new(len(entries))
+    for row, (start, size, what) in zip(rows, entries, strict=True):
+        row["start"], row["stop"], row["kind"] = start, start + size, Kind.DONE if what == 1 else Kind.PENDING
+        row["code"] = Code.RETRY if what == 2 else Code.NONE
+    without = rows[rows["code"] != Code.RETRY]
+    assert (winners(rows) == winners(without)).all()
 
 
 def _race(history: list[tuple[int, int, int, bool]], count: int) -> list[int]:

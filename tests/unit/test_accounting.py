@@ -134,6 +134,13 @@ def test_pending_within_one_batch() -> None:
     assert found == {"productive": 2.25, "retried": 4.75, "startup": 2, "total": 9}
 
 
+def test_quarantined_event_that_two_take_up_is_productive_once() -> None:
+    again = row(P, 3, 4, 150, code=Code.RETRY)
+    rows = np.concatenate([again, row(D, 3, 4, 150, 5), again, row(P, 0, 1, 155), again])
+    found = parts(run(joined(100), row(D, 0, 2, 100, 50), rows, left(155), end(155), b=[again]))
+    assert found == {"productive": 30, "retried": 25, "startup": 2, "total": 57}
+
+
 def test_killed_without_a_word() -> None:
     """No `left`, no `end`: it lived until the last pulse, and its workers were at work."""
     account = run(joined(100, workers=2), row(G, 0, 100, 100), row(D, 0, 9, 100, 10), pulse(130))

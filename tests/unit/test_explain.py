@@ -122,6 +122,19 @@ def test_the_first_images_stand_for_all(tmp_path: Path) -> None:
     assert found["done"] == 1000 and "and 980 more images" in render_range(found)
 
 
+def test_event_that_was_quarantined_and_is_done_stays_so(tmp_path: Path) -> None:
+    """The records of another allocation that took it up at the same moment say nothing of what is done."""
+    task = sample_task(tmp_path)
+    before = explain_range(task, "1-4")
+    writer = JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=BEGIN + 9000)
+    writer.append(records.new(1, kind=Kind.PENDING, code=Code.RETRY, start=0, stop=2, time=BEGIN + 9001))
+    writer.flush()
+    writer.file.close()
+    after = explain_range(task, "1-4")
+    assert after["state"] == before["state"] == "done" and after["images"] == before["images"]
+    assert after["entries"][-1]["what"] == "pending"
+
+
 def test_long_stories_are_cut_in_the_middle(tmp_path: Path) -> None:
     task = sample_task(tmp_path)
     writer = JournalWriter(task.journal("3"), frozen(tmp_path).fingerprint, "3", created=BEGIN + 9000)

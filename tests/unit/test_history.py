@@ -18,8 +18,11 @@ from eventrange.intervals import IntervalSet
 from eventrange.journal import JournalWriter
 from eventrange.records import Kind
 from eventrange.taskdir import TaskDir
+from stageout.winners import winners
+from yoda.accounting import account_entries
 from yoda.follower import Follower
 from yoda.prepared import ledger_of
+from yoda.rank0 import _take_up
 
 
 @pytest.fixture
@@ -88,6 +91,33 @@ def test_pending_voids_earlier_journals_and_not_later_ones(task: TaskDir) -> Non
     rows, index, names = done_records(task, "f")
     assert rows["start"].tolist() == [0, 3, 2, 5, 7] and index.tolist() == [0, 1, 1, 1, 2] and names == ["1", "2", "3"]
     assert set(rows["kind"].tolist()) == {Kind.DONE, Kind.PENDING}
+
+
+def test_two_allocations_that_retry_at_once_take_nothing_back(task: TaskDir) -> None:
+    """Both read the journals before the other had written; the first does the event, and the second begins behind it
+    in journal order."""
+    write(task, "1", (Kind.DONE, 0, 5), (Kind.QUARANTINED, 5, 7))
+    write(task, "2", (Kind.FAILED, 6, 7))
+    follower, journals = Follower(task, "f", "4"), []
+    follower.read(lambda name: True)
+    follower.retry(IntervalSet([(5, 7)]))
+    for name in "34":
+        known = read_progress(task, "f", "12")
+        journals.append(JournalWriter(task.journal(name), "f", name))
+        _take_up(journals[-1], known, lambda words: None)
+        assert known.quarantined.total == 0
+        assert read_progress(task, "f").quarantined.total == 0, "on the disk before anything is claimed"
+    journals[0].append(records.new(1, kind=Kind.DONE, start=5, stop=6, size=9))
+    for journal in journals:
+        journal.flush()
+        journal.file.close()
+    found = read_progress(task, "f")
+    assert list(found.done) == [(0, 6)] and not found.quarantined and not found.attempts
+    assert follower.read(lambda name: False).done[1].tolist() == [6]
+    placed = winners(*done_records(task, "f")[:2])
+    assert [(int(row["keep_start"]), int(row["keep_stop"])) for row in placed] == [(0, 5), (5, 6)]
+    account = account_entries(lambda: iter(Story(task, "f")))
+    assert list(account.fold.result()[0]) == [(0, 6)]
 
 
 def test_done_beats_quarantined(task: TaskDir) -> None:

@@ -22,7 +22,7 @@ def test_layout_is_on_disk_and_does_not_change() -> None:
         "kind": 0, "code": 1, "attempt": 2, "droid": 4, "worker": 6, "segment": 8, "checksum": 12, "start": 16,
         "stop": 24, "time": 32, "wall": 40, "cpu": 44, "offset": 48, "size": 56, "check": 60,
     }  # fmt: skip
-    assert (Code.TIMEOUT, Code.DRAINED, Code.DROID_LOST, Code.INPUT) == (3, 7, 9, 11)
+    assert (Code.TIMEOUT, Code.DRAINED, Code.DROID_LOST, Code.INPUT, Code.RETRY) == (3, 7, 9, 11, 13)
     assert [int(k) for k in Kind] == list(range(1, 7)) and [int(c) for c in Code] == list(range(len(Code)))
 
 
