@@ -451,7 +451,7 @@ def granted_again(story: list[tuple[str, np.ndarray[Any, Any]]]) -> list[tuple[s
     wrong = []
     for name, rows in story:
         for kind, code, start, stop in rows[["kind", "code", "start", "stop"]].tolist():
-            if kind == Kind.GRANTED:
+            if kind == Kind.GRANTED and code != Code.REVOKED:  # that one is of what a Droid had done unasked
                 wrong += [(name, *pair) for pair in done.overlap(start, stop)]
             elif kind == Kind.DONE:
                 done.add(start, stop)
