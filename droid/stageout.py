@@ -14,7 +14,7 @@ from typing import IO, Any
 from eventrange.errors import StagerGone
 from eventrange.taskdir import TaskDir
 from stageout import breakerfile, protocol
-from stageout.catalogue import Known, SegmentId, prefix_of, removed_note, staged_note, task_prefix
+from stageout.catalogue import Copy, Known, SegmentId, prefix_of, removed_note, staged_note, task_prefix
 from stageout.site import EndpointSite, StageoutRules
 from stageout.stagerclient import Spawn, StagerProcess
 
@@ -82,7 +82,7 @@ class Uploads:
                 continue
             gone = isinstance(report, protocol.Removed)
             if isinstance(report, protocol.Staged):
-                known.copies[report.endpoint] = report.key, report.url
+                known.copies[report.endpoint] = Copy(report.key, report.url)
             # To a process that has not heard of the segment, `Recorded` alone would say nothing.
             self._submit(known)
             self._send(protocol.Recorded(report.segment, report.endpoint, removed=gone))

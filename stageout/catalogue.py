@@ -39,9 +39,17 @@ class SegmentId(NamedTuple):
         return cls(allocation, int(droid), int(number))
 
 
+class Copy(NamedTuple):
+    """An object that holds a segment."""
+
+    key: str
+    url: str
+    service: str | None = None  # the server, where the note says it
+
+
 @dataclass
 class Known:
-    """What the journals say of one segment. `copies` maps an endpoint's name to (key, url)."""
+    """What the journals say of one segment. `copies` are by endpoint."""
 
     id: SegmentId
     size: int = 0
@@ -49,8 +57,9 @@ class Known:
     sha256: str = ""  # empty: never sealed
     members: int = 0
     file: str = ""  # name in the allocation's folder, where it is not the usual one: a repaired copy
-    copies: dict[str, tuple[str, str]] = field(default_factory=dict)
-    services: dict[str, str] = field(default_factory=dict)  # of copies: the server, where the note says it
+    repaired: bool = False  # it was found open, so there may be more than one file
+    copies: dict[str, Copy] = field(default_factory=dict)
+    partial: dict[str, Copy] = field(default_factory=dict)  # made while its writer slept: good only for reading
     local: bool = True  # False: the local copy was deleted because others are recorded
     unusable: str = ""  # why the local file cannot be uploaded
 
@@ -78,23 +87,37 @@ class Known:
     def segment(self, taskdir: TaskDir, template: str, task: str) -> protocol.Segment:
         """As the stage-out process wants it. A key once used is used again, so that all copies have one name."""
         path = self.path(taskdir)
-        key = next((key for key, _ in self.copies.values()), None) or key_of(template, task, self.id, path)
-        return protocol.Segment(str(self.id), path, key, self.size, self.adler32, self.sha256)
+        return protocol.Segment(
+            str(self.id), path, self.key(path, template, task), self.size, self.adler32, self.sha256
+        )
+
+    def key(self, path: str, template: str, task: str) -> str:
+        """Its object name."""
+        return next((copy.key for copy in self.copies.values()), None) or key_of(template, task, self.id, path)
+
+    def take(self, note: dict[str, Any]) -> None:
+        """The sums in this note are those of the segment. If it has grown, what was copied until now is but a part."""
+        size, adler32, sha256 = int(note["size"]), int(note["adler32"], 16), str(note["sha256"])
+        if size > self.size:
+            self.partial, self.copies, self.local = {**self.partial, **self.copies}, {}, True
+        self.size, self.adler32, self.sha256 = size, adler32, sha256
+        self.members, self.file = int(note.get("members", self.members)), str(note.get("file", ""))
 
 
 def key_of(template: str, task: str, segment: SegmentId, path: str) -> str:
     """The object name of a segment whose file is `path`. A repaired copy never takes the name of the original."""
     stem, extension = os.path.splitext(os.path.basename(path))
+    _, repaired, which = stem.partition(REPAIRED)
     key = template.format(
         task=task, allocation=segment.allocation, droid=segment.droid, number=segment.number, format=extension[1:]
     )
-    if stem.endswith(REPAIRED):
+    if repaired:
         root, ending = os.path.splitext(key)
-        key = root + REPAIRED + ending
+        key = root + repaired + which + ending
     return key
 
 
-REPAIRED = ".repaired"
+REPAIRED = ".repaired"  # then, if it was repaired before, what tells the copies apart
 
 
 def prefix_of(template: str, task: str, allocation: str, droid: int | None = None) -> str | None:
@@ -163,28 +186,35 @@ class Catalogue:
 
     @staticmethod
     def _segment(known: Known, name: str, note: dict[str, Any]) -> None:
+        # Of two that sealed it the one that found more is right, whatever the order of their notes: a segment only
+        # grows, and one that is repaired while its writer sleeps may be sealed by that writer after all.
         if name == "sealed":
-            if known.copies:
+            known.repaired |= bool(note.get("file"))
+            if int(note["size"]) < known.size or (int(note["size"]) == known.size and known.copies):
                 return  # what is staged is what counts
-            known.size, known.adler32, known.sha256 = int(note["size"]), int(note["adler32"], 16), str(note["sha256"])
-            known.members, known.file = int(note.get("members", 0)), str(note.get("file", ""))
+            known.take(note)
             known.unusable = ""
         elif name == "staged":
-            endpoint = str(note["endpoint"])
-            known.copies[endpoint] = str(note["key"]), str(note["url"])
-            known.services.pop(endpoint, None)
-            if "service" in note:
-                known.services[endpoint] = str(note["service"])
+            service = str(note["service"]) if "service" in note else None
+            endpoint, copy = str(note["endpoint"]), Copy(str(note["key"]), str(note["url"]), service)
+            known.repaired |= bool(note.get("file"))
+            if int(note["size"]) > known.size:  # the note of its sealing was damaged: this one says all that matters
+                known.take(note)
+            if str(note["sha256"]) != known.sha256:
+                known.partial[endpoint] = copy
+                return
+            known.copies[endpoint] = copy
             known.unusable = ""
-            if not known.sealed:  # the note of its sealing was damaged: this one says all that matters
-                known.size, known.adler32 = int(note["size"]), int(note["adler32"], 16)
-                known.sha256 = str(note["sha256"])
         elif name == "unusable":
             known.unusable = str(note.get("detail", "")) or "damaged"
         elif note.get("endpoint") is None:
-            known.local = False
+            known.local = known.local and not known.copies  # without a copy: a part was given up
         else:
-            known.copies.pop(str(note["endpoint"]), None)
+            endpoint = str(note["endpoint"])
+            for copies in (known.partial, known.copies):
+                if endpoint in copies and copies[endpoint].key == note.get("key", copies[endpoint].key):
+                    del copies[endpoint]
+                    break
 
 
 def read_catalogue(story: Iterable[tuple[str, Any]]) -> Catalogue:
@@ -203,8 +233,9 @@ def tapped(story: Iterable[tuple[str, Any]], catalogue: Catalogue) -> Iterator[t
         yield allocation, entry
 
 
-def staged_note(report: protocol.Staged, service: str) -> dict[str, Any]:
-    """The journal's note of a verified copy. `service` is that of the endpoint: URLs of S3 do not tell the server."""
+def staged_note(report: protocol.Staged, service: str, file: str = "") -> dict[str, Any]:
+    """The journal's note of a verified copy. `service` is that of the endpoint: URLs of S3 do not tell the server;
+    `file` the local file, where it is not the usual one."""
     id = SegmentId.parse(report.segment)
     return {
         "note": "staged",
@@ -215,6 +246,7 @@ def staged_note(report: protocol.Staged, service: str) -> dict[str, Any]:
         "key": report.key,
         "url": report.url,
         "service": service,
+        "file": file,
         "size": report.size,
         "adler32": f"{report.adler32:08x}",
         "sha256": report.sha256,
@@ -232,5 +264,6 @@ def removed_note(report: protocol.Removed) -> dict[str, Any]:
         "droid": id.droid,
         "segment": id.number,
         "endpoint": report.endpoint,
+        "key": report.key,
         "time": report.time,
     }

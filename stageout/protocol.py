@@ -108,6 +108,7 @@ class Removed(Report, frozen=True):
     segment: str
     endpoint: str | None
     time: float
+    key: str = ""
 
 
 class Failed(Report, frozen=True):

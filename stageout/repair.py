@@ -2,8 +2,8 @@
 
 Trusted are exactly the members whose record and checksum agree. They keep their offsets, so that the records stay true
 of the copy; what follows the last of them was never acknowledged and is left out. The original is not touched: should
-its writer only have slept, what it goes on to append is there. Where the original needed only its note (the writer was
-killed between sealing and telling), no copy is made.
+its writer only have slept, what it goes on to append is there, and makes another copy. Where the original needed only
+its note (the writer was killed between sealing and telling), no copy is made.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from stageout.catalogue import REPAIRED
 COPY = 1 << 22  # bytes copied at a time
 
 
-def seal_left_open(path: str, rows: NDArray[Any], files: Files = FILES) -> dict[str, Any] | None:
-    """Seal the segment at `path` of which `rows` (RECORD, DONE, of this segment) tell.
+def seal_left_open(path: str, rows: NDArray[Any], beyond: int = 0, files: Files = FILES) -> dict[str, Any] | None:
+    """Seal the segment at `path` of which `rows` (RECORD, DONE, of this segment) tell. `beyond` is the size of what was
+    sealed before, should its writer only have slept.
 
-    Returns what a `sealed` note says (file, size, adler32, sha256, members), or None when no image in it can be used.
-    Raises CannotWrite.
+    Returns what a `sealed` note says (file, size, adler32, sha256, members), or None when no image in it, beyond what
+    was sealed before, can be used. Raises CannotWrite.
     """
     rows = rows[np.argsort(rows["offset"], kind="stable")]
     with SegmentReader(1) as reader:
+        if not any(_whole(reader, path, row) for row in rows[rows["offset"] + rows["size"] > beyond]):
+            return None
         good = [row for row in rows if _whole(reader, path, row)]
-    if not good:
-        return None
     names = {member.offset: member.name for member in scan(path)}
     root, extension = os.path.splitext(path)
-    target = root + REPAIRED + extension
+    # The one from before may be on an endpoint under its name, whether or not a journal knows.
+    target = f"{root}{REPAIRED}{f'-{beyond}' if beyond else ''}{extension}"
     if os.path.exists(target):
         os.unlink(target)  # of a repair that was interrupted: nobody was told of it
     copy = writer(target, extension[1:], files)

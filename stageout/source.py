@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from eventrange.errors import ImageDamaged, ImageUnreadable, StorageCorrupt, StorageError, StorageMissing
 from eventrange.segmentreader import SegmentReader, spans, verify
 from eventrange.taskdir import TaskDir
-from stageout.catalogue import Catalogue, Known, SegmentId
+from stageout.catalogue import Catalogue, Copy, Known, SegmentId
 from stageout.endpoint import Endpoint
 
 SPAN = 4 << 20  # bytes per ranged read, about: large enough that the rate of requests does not matter
@@ -149,26 +149,24 @@ class Images:
 
     def _candidates(self, known: Known) -> tuple[list[tuple[Endpoint, str]], list[tuple[str, str]]]:
         """(endpoint, key) that may have a copy, and (name, address) of the copies that are at none of our endpoints."""
-        if not known.copies:
+        # Of what is but a part the first images are there, too.
+        copies = [*known.copies.items(), *known.partial.items()]
+        if not copies:
             return [], []
         with self._lock:
             if self._endpoints is None:
                 self._endpoints = self._open_endpoints()
         found: list[tuple[Endpoint, str]] = []
-        seen: set[str] = set()
+        seen: set[Copy] = set()
         for endpoint in self._endpoints:
-            for name, (key, url) in known.copies.items():
-                same = endpoint.url(key) == url
-                if same and known.services.get(name, endpoint.site.service) == endpoint.site.service:
-                    seen.add(name)
-                if (same or endpoint.name == name) and (endpoint, key) not in found:
-                    found.append((endpoint, key))
-        lost_sight_of = []
-        for name, (_, url) in known.copies.items():
-            if name not in seen:
-                service = known.services.get(name)
-                lost_sight_of.append((name, f"{url} of {service}" if service else url))
-        return found, lost_sight_of
+            for name, copy in copies:
+                same = endpoint.url(copy.key) == copy.url
+                if same and copy.service in (None, endpoint.site.service):
+                    seen.add(copy)
+                if (same or endpoint.name == name) and (endpoint, copy.key) not in found:
+                    found.append((endpoint, copy.key))
+        away = [(name, copy) for name, copy in copies if copy not in seen]
+        return found, [(name, f"{copy.url} of {copy.service}" if copy.service else copy.url) for name, copy in away]
 
     def _remote(self, endpoint: Endpoint, id: SegmentId, key: str, offset: int, size: int, crc: int) -> bytes:
         try:

@@ -284,7 +284,7 @@ class Staging:
         surplus = self.rules.delete_failover and primary in item.copies and len(item.copies) > 1
         for other in sorted(item.copies - item.giving_up - {primary}) if surplus else ():
             item.giving_up.add(other)
-            orders.append(Tell(protocol.Removed(item.segment.name, other, now)))
+            orders.append(Tell(protocol.Removed(item.segment.name, other, now, item.segment.key)))
         home = primary in item.copies or not self.rules.rehome or primary in item.conflicts
         if item.copies and not item.told and item.running is None and home and not surplus:
             del self._items[item.segment.name]

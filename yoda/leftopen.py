@@ -6,6 +6,7 @@ And which segments matter at all.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ class Reading:
     dead: set[str]  #: allocations nobody writes for any more, as far as can be told from here
     over: set[str]  #: those of which that is beyond doubt
     journals: dict[str, JournalState]
+    ends: dict[SegmentId, int]  #: where the last image that has a record ends
 
 
 def read(taskdir: TaskDir, fingerprint: str) -> Reading:
@@ -44,11 +46,29 @@ def read(taskdir: TaskDir, fingerprint: str) -> Reading:
     alive = {seen.allocation for seen in pulses} - ended - silent
     doubtful = (alive_files(taskdir) or set()) - ended  # one whose file cannot be read may live, too
     story = Story(taskdir, fingerprint)
-    return Reading(read_catalogue(story.whole()), names - alive, names - silent - alive - doubtful, story.journals)
+    ends: dict[SegmentId, int] = {}
+    catalogue = read_catalogue(_measured(story.whole(), ends))
+    return Reading(catalogue, names - alive, names - silent - alive - doubtful, story.journals, ends)
 
 
-def left_open(taskdir: TaskDir, allocation: str, catalogue: Catalogue) -> dict[SegmentId, str]:
-    """The segment files of an allocation that were never sealed, nor staged."""
+def _measured(story: Iterable[tuple[str, Any]], ends: dict[SegmentId, int]) -> Iterator[tuple[str, Any]]:
+    """The same story; `ends` takes how far images reach in each segment."""
+    for allocation, entry in story:
+        if not isinstance(entry, dict):
+            rows = entry[(entry["kind"] == Kind.DONE) & (entry["size"] > 0)]
+            keys, which = np.unique(rows["droid"].astype(np.uint64) << 32 | rows["segment"], return_inverse=True)
+            last = np.zeros(len(keys), np.uint64)
+            np.maximum.at(last, which, rows["offset"] + rows["size"])
+            for key, end in zip(keys.tolist(), last.tolist(), strict=True):
+                id = SegmentId(allocation, key >> 32, key & 0xFFFFFFFF)
+                ends[id] = max(end, ends.get(id, 0))
+        yield allocation, entry
+
+
+def left_open(
+    taskdir: TaskDir, allocation: str, catalogue: Catalogue, ends: Mapping[SegmentId, int]
+) -> dict[SegmentId, str]:
+    """The segment files of an allocation that were never sealed, nor staged, or in which there is more by now."""
     try:
         names = sorted(os.listdir(taskdir.segments(allocation)))
     except OSError:
@@ -61,7 +81,7 @@ def left_open(taskdir: TaskDir, allocation: str, catalogue: Catalogue) -> dict[S
             continue
         id = SegmentId(allocation, int(droid), int(number))
         known = catalogue.segments.get(id)
-        if known is None or not known.sealed:
+        if known is None or not known.sealed or ends.get(id, 0) > known.size:
             out[id] = os.path.join(taskdir.segments(allocation), name)
     return out
 

@@ -14,7 +14,7 @@ from eventrange.axis import Axis
 from eventrange.history import done_records
 from eventrange.interval_arrays import unite
 from eventrange.taskdir import TaskDir
-from stageout.catalogue import SegmentId, key_of
+from stageout.catalogue import SegmentId
 from stageout.site import StageoutRules
 from stageout.winners import winners
 from yoda.frozen import Frozen
@@ -57,12 +57,10 @@ def manifest(taskdir: TaskDir, frozen: Frozen, site: Any = None) -> dict[str, An
         starts, stops = inside.get(id, (none, none))
         positions = np.stack((starts, stops), axis=1).tolist()
         path = known.path(taskdir)
-        copies = {endpoint: url for endpoint, (_, url) in sorted(known.copies.items())}
+        copies = {endpoint: copy.url for endpoint, copy in sorted(known.copies.items())}
         objects.append(
             {
-                "name": next(
-                    (key for key, _ in known.copies.values()), key_of(storage.rules.key, frozen.task, id, path)
-                ),
+                "name": known.key(path, storage.rules.key, frozen.task),
                 "allocation": id.allocation,
                 "droid": id.droid,
                 "segment": id.number,

@@ -124,7 +124,7 @@ def moved_meanwhile(images: Images, fingerprint: str, rows: NDArray[Any]) -> boo
 
     def copies(catalogue: Catalogue, id: SegmentId) -> Any:
         known = catalogue.segments.get(id)
-        return known and (known.copies, known.file)
+        return known and (known.copies, known.partial, known.file)
 
     now = read_notes(images.taskdir, fingerprint)[1]
     return any(copies(now, id) != copies(images.catalogue, id) for id in {images.id_of(row) for row in rows})

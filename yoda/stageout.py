@@ -8,6 +8,7 @@ second leaves it to the first.
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import select
 import time
@@ -25,9 +26,10 @@ from eventrange.taskdir import TaskDir
 from stageout import breakerfile, protocol
 from stageout.breaker import Breaker
 from stageout.catalogue import (
-    REPAIRED,
     Catalogue,
+    Copy,
     Known,
+    SegmentId,
     prefix_of,
     removed_note,
     staged_note,
@@ -119,7 +121,7 @@ def stage_out(
         storage = storage or storage_of(taskdir, known.catalogue, site)
         carrier = Carrier(taskdir, task, fingerprint, storage, say, by_hand)
         try:
-            carrier.repair(known.catalogue, known.dead)
+            carrier.repair(known)
             if sweeping:
                 carrier.sweep(known)
             return carrier.carry(known, wait)
@@ -159,6 +161,7 @@ class Carrier:
     _known: dict[str, Known] = field(default_factory=dict)
     _was: dict[str, str] = field(default_factory=dict)  # why segments were unusable until now
     _over: set[str] = field(default_factory=set)  # allocations that write no more, and whose journals are whole
+    _ends: dict[SegmentId, int] = field(default_factory=dict)  # where the last image that has a record ends
     _primary: str = "closed"  # the state of its breaker
     _primary_ill: bool = False  # its last answer was a failure
     _primary_off: bool = False  # it takes nothing now, so nothing is re-homed
@@ -178,16 +181,18 @@ class Carrier:
         if self.journal is not None:
             self.journal.file.close()
 
-    def repair(self, catalogue: Catalogue, dead: set[str]) -> None:
-        """Seal what dead allocations left open."""
+    def repair(self, told: Reading) -> None:
+        """Seal what dead allocations left open, and once more what one that only slept has gone on with since."""
         from stageout.repair import seal_left_open
 
-        for allocation in sorted(dead):
-            files = left_open(self.taskdir, allocation, catalogue)
+        catalogue = told.catalogue
+        for allocation in sorted(told.dead):
+            files = left_open(self.taskdir, allocation, catalogue, told.ends)
             rows = done_rows(self.taskdir, self.fingerprint, allocation) if files else {}
             for id, path in files.items():
                 mine = rows.get((id.droid, id.number))
-                note = seal_left_open(path, mine) if mine is not None else None
+                known = catalogue.segments.get(id, Known(id))
+                note = seal_left_open(path, mine, known.size) if mine is not None else None
                 if note is None:
                     continue
                 where = {"allocation": id.allocation, "droid": id.droid, "segment": id.number}
@@ -213,6 +218,7 @@ class Carrier:
         """Give the stage-out process all that is to be done and write down what it says."""
         todo, bad = [], set()
         self._over = told.over - {name for name, state in told.journals.items() if state.damaged}
+        self._ends = told.ends
         for id, known in sorted(told.catalogue.segments.items()):
             if not known.sealed or (known.members == 0 and not known.copies and not known.file):
                 continue
@@ -335,11 +341,11 @@ class Carrier:
                 self.say(f"storage {one.name} failed too often and is not used before {when}")
 
     def _staged(self, stager: StagerProcess, report: protocol.Staged) -> None:
-        self.note(staged_note(report, self.storage.service(report.endpoint)))
+        known, service = self._known[report.segment], self.storage.service(report.endpoint)
+        self.note(staged_note(report, service, known.file))
         stager.send(protocol.Recorded(report.segment, report.endpoint))
-        known = self._known[report.segment]
         self.outcome.staged += not known.copies
-        known.copies[report.endpoint] = report.key, report.url
+        known.copies[report.endpoint] = Copy(report.key, report.url, service)
         self.say(f"{report.segment} {'re-homed' if report.rehomed else 'staged'} to {report.url}")
 
     def _removed(self, stager: StagerProcess, report: protocol.Removed) -> None:
@@ -351,10 +357,13 @@ class Carrier:
             known.copies.pop(report.endpoint, None)
         if report.endpoint is not None:
             stager.send(protocol.Recorded(report.segment, report.endpoint, removed=True))
-        elif REPAIRED in known.file and known.id.allocation in self._over:
-            # The copy is gone; so may go what it was made from, where nobody can wake up and go on writing there.
-            with suppress(OSError):
-                os.unlink(self.taskdir.segment(*known.id))
+        elif known.repaired and known.id.allocation in self._over and self._ends.get(known.id, 0) <= known.size:
+            # This file is gone; so may go what it was made from, or what was made from it, where nobody can wake up and
+            # go on writing there, and has not done so before.
+            escaped = replace(self.taskdir, root=glob.escape(self.taskdir.root))
+            for path in (one for kind in ("*tar", "*zip") for one in glob.glob(escaped.segment(*known.id, kind))):
+                with suppress(OSError):
+                    os.unlink(path)
 
 
 _last_name = 0  #: milliseconds

@@ -81,7 +81,9 @@ def sweep(
     """Look at every endpoint. `catalogue` takes what is adopted; `note` makes it durable. Of allocations in `doubted`
     nothing is removed."""
     prefixes = sorted((p, name) for name in dead if (p := prefix_of(rules.key, task, name)))
-    keys = {k.segment(taskdir, rules.key, task).key: k for k in catalogue.segments.values() if k.sealed}
+    sealed = [known for known in catalogue.segments.values() if known.sealed]
+    keys = {copy.key: known for known in sealed if not known.copies for copy in known.partial.values()}
+    keys |= {known.segment(taskdir, rules.key, task).key: known for known in sealed}
     adopted = removed = kept = 0
     failed = []
     for endpoint in endpoints:
@@ -104,7 +106,7 @@ def sweep(
                     continue
                 sums = known.size, known.adler32, known.sha256
                 report = protocol.Staged(str(known.id), endpoint.name, one.key, url, *sums, time.time())
-                values = staged_note(report, endpoint.site.service)
+                values = staged_note(report, endpoint.site.service, known.file)
                 note(values)
                 catalogue.add(known.id.allocation, values)
                 adopted += 1

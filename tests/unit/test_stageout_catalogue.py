@@ -13,7 +13,7 @@ from eventrange.taskdir import TaskDir
 from slurm.environment import read_allocation
 from stageout import breakerfile
 from stageout.breaker import Breaker
-from stageout.catalogue import Catalogue, Known, SegmentId, key_of, prefix_of, read_catalogue, task_prefix
+from stageout.catalogue import Catalogue, Copy, Known, SegmentId, key_of, prefix_of, read_catalogue, task_prefix
 from stageout.site import BreakerRules, StageoutRules
 from yoda.stageout import command_name
 from yoda.storage_view import explain_switched, render, render_switched, storage_view, switched_view
@@ -42,7 +42,7 @@ def catalogue(*notes: dict[str, Any]) -> Catalogue:
 def test_copies_come_and_go() -> None:
     found = catalogue(sealed(), staged("failover"), staged("primary"), removed("failover"), removed(None))
     known = found.segments[SegmentId("a", 1, 0)]
-    assert known.copies == {"primary": ("k0", "s3://b/primary/k0")} and not known.local
+    assert known.copies == {"primary": Copy("k0", "s3://b/primary/k0")} and not known.local
     assert (known.size, known.adler32, known.sha256) == (10, 10, "ab" * 32)
 
 
@@ -54,6 +54,21 @@ def test_notes_of_another_allocation_name_the_segment() -> None:
 def test_a_lost_note_of_sealing_costs_nothing_once_there_is_a_copy() -> None:
     known = catalogue(staged("primary")).segments[SegmentId("a", 1, 0)]
     assert known.sealed and known.size == 10
+
+
+def test_what_grew_after_it_was_staged_has_no_copy_yet() -> None:
+    """The notes of the writer, who slept, come before those of the repair in one reading, and after them in another."""
+    part, whole = {"file": "r.tar", "sha256": "cd" * 32, "size": 5}, sealed()
+    repair = [sealed(**part), staged("failover", **part), staged("primary", **part, key="r"), removed("failover")]
+    for notes in ([whole, *repair], [*repair, whole]):
+        for more in ([], [removed(None)]):
+            known = catalogue(*notes, *more).segments[SegmentId("a", 1, 0)]
+            assert (known.size, known.file, known.copies, set(known.partial)) == (10, "", {}, {"primary"})
+            assert known.repaired and known.local
+        known = catalogue(*notes, staged("primary"), removed(None)).segments[SegmentId("a", 1, 0)]
+        assert known.copies == {"primary": Copy("k0", "s3://b/primary/k0")} and not known.local
+        known = catalogue(*notes, staged("primary"), {**removed("primary"), "key": "r"}).segments[SegmentId("a", 1, 0)]
+        assert set(known.copies) == {"primary"} and not known.partial
 
 
 @pytest.mark.parametrize(
@@ -75,8 +90,9 @@ def test_keys(tmp_path: Path) -> None:
     taskdir = TaskDir(str(tmp_path))
     assert known.segment(taskdir, KEY, "task").key == "task/alloc/00002-0007.tar"
     assert key_of(KEY, "task", id, "x/00002-0007.repaired.tar") == "task/alloc/00002-0007.repaired.tar"
+    assert key_of(KEY, "task", id, "x/00002-0007.repaired-99.tar") == "task/alloc/00002-0007.repaired-99.tar"
     assert key_of("{allocation}/{droid}.{number}", "task", id, "00002-0007.repaired.zip") == "alloc/2.repaired.7"
-    known.copies["primary"] = "as/it/was.tar", "s3://b/as/it/was.tar"
+    known.copies["primary"] = Copy("as/it/was.tar", "s3://b/as/it/was.tar")
     assert known.segment(taskdir, KEY, "task").key == "as/it/was.tar"
 
 

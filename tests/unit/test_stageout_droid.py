@@ -487,6 +487,67 @@ def test_what_a_sleeper_may_go_on_writing_stays(tmp_path: Path, task: TaskDir) -
     assert opened.exists() and not Path(task.segment("a", 1, 0)).exists()
 
 
+@pytest.mark.parametrize("sealed", [False, True], ids=["open", "sealed"])
+@pytest.mark.parametrize("staged", ["nowhere", "elsewhere", "there", "there, deleted here"])
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_what_a_sleeper_went_on_writing_is_staged_before_it_goes(
+    tmp_path: Path, kind: str, staged: str, sealed: bool
+) -> None:
+    """Its segment is repaired while it sleeps; it wakes up, goes on, and ends without having staged anything."""
+    task = TaskDir(str(tmp_path / "task"))
+    opened, images = Path(task.segment("a", 1, 0, kind)), [bytes([65 + n]) * 1000 for n in range(4)]
+    opened.parent.mkdir(parents=True)
+    os.makedirs(task.journals)
+    out, told = writer(str(opened), kind), JournalWriter(task.journal("a"), PRINT, "a")
+
+    def done(*numbers: int) -> None:
+        rows = records.new(len(numbers), kind=Kind.DONE, droid=1, size=1000)
+        for row, n in zip(rows, numbers, strict=True):
+            row["start"], row["stop"], row["checksum"] = n, n + 1, checksum(images[n])
+            row["offset"] = out.append(f"t.{n}.h5", images[n])
+        out.sync()
+        told.append(rows)
+        told.flush()
+
+    done(0, 1)
+    Heart(task, "a", None, 1e9, 60.0)  # never stopped
+    alive = Path(task.leases, "a.alive")
+    alive.write_bytes(alive.read_bytes().replace(machine().encode(), b"another"))
+    os.utime(alive, (1e9, 1e9))
+    primary, failover = endpoint(tmp_path, "primary"), endpoint(tmp_path, "failover")
+    down = endpoint(tmp_path, "no/where", exists=False)
+    first = {"nowhere": down, "elsewhere": failover}.get(staged, primary)
+    assert go(task, first, delete_local="deleted" in staged).repaired == 1
+
+    done(2, 3)
+    if sealed:
+        sums = out.seal()
+        told.note("sealed", droid=1, segment=0, **vars(sums) | {"adler32": f"{sums.adler32:08x}"})
+    out.close()
+    told.flush()
+    told.file.sync()
+    told.file.close()
+    alive.unlink()  # it has ended
+    found = go(task, primary, failover, delete_local=True, delete_failover=True, sweeping=True)
+    assert (found.staged, found.repaired, found.left) == (1, not sealed, 0)
+    assert not list(Path(task.root, "segments").rglob(f"*.{kind}"))
+    known = read_catalogue(Story(task, PRINT).whole()).segments[SegmentId("a", 1, 0)]
+    whole = (tmp_path / "primary" / known.copies["primary"].key).read_bytes()
+    assert all(data in whole for data in images)
+    assert go(task, primary, failover, delete_local=True, delete_failover=True) == Outcome()
+
+
+def test_a_segment_with_more_than_is_staged_stays(tmp_path: Path, task: TaskDir) -> None:
+    """What came after its repair cannot be used now."""
+    assert go(task, endpoint(tmp_path, "no/where", exists=False)).repaired == 1
+    row = records.new(1, kind=Kind.DONE, start=9, stop=10, droid=1, segment=1, offset=1 << 20, size=1000)
+    entries = [entry for name, entry in Story(task, PRINT).whole() if name == "a"]
+    os.unlink(task.journal("a"))
+    journal(task, "a", *entries, row)
+    assert go(task, endpoint(tmp_path, "primary"), delete_local=True) == Outcome(staged=2)
+    assert Path(task.segment("a", 1, 1)).exists() and not Path(task.segment("a", 1, 0)).exists()
+
+
 def test_what_a_dead_allocation_left_open_goes_once_its_copy_is_staged(tmp_path: Path, task: TaskDir) -> None:
     assert go(task, endpoint(tmp_path, "primary"), delete_local=True) == Outcome(staged=2, repaired=1)
     assert not list(Path(task.root, "segments").rglob("*.tar"))

@@ -99,6 +99,22 @@ def test_nothing_usable_is_nothing_sealed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_came_after_a_repair_makes_another_copy(tmp_path: Path, kind: str) -> None:
+    """Its name is its own, for the first may be on an endpoint. What cannot be used makes none."""
+    path, rows = left_open(tmp_path, kind)
+    first = seal_left_open(str(path), rows[:3])
+    assert first is not None and seal_left_open(str(path), rows[:3], first["size"]) is None
+    note = seal_left_open(str(path), rows, first["size"])
+    assert note is not None and note["members"] == 5 and note["size"] > first["size"]
+    assert note["file"] == f"00001-0000.repaired-{first['size']}.{kind}"
+    assert {first["file"], note["file"], path.name} == {one.name for one in tmp_path.iterdir()}
+    with open(path, "r+b") as file:
+        file.seek(int(rows["offset"][3]))
+        file.write(bytes(int(rows["size"][3])))
+    assert seal_left_open(str(path), rows[:4], first["size"]) is None
+
+
 def test_an_interrupted_repair_is_begun_again(tmp_path: Path) -> None:
     path, rows = left_open(tmp_path, "tar", recorded=3)
     (tmp_path / "00001-0000.repaired.tar").write_bytes(b"half")

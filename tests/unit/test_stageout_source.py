@@ -189,15 +189,16 @@ def test_a_copy_on_a_server_that_is_not_the_one_we_ask_is_away(world: World) -> 
     for path in world.copies.values():
         path.unlink()
     known = world.catalogue.segments[SegmentId("a", 1, 0)]
-    for name, (key, url) in known.copies.copy().items():
-        where = {"endpoint": name, "key": key, "url": url, "service": "https://s3.example.org"}
+    for name, copy in known.copies.copy().items():
+        where = {"endpoint": name, "key": copy.key, "url": copy.url, "service": "https://s3.example.org"}
         sums = {"size": known.size, "adler32": f"{known.adler32:08x}", "sha256": known.sha256}
         world.catalogue.add("a", {"note": "staged", "droid": 1, "segment": 0, **where, **sums})
     images = world.images()
     with pytest.raises(ImageDamaged, match=r"k\.tar of https://s3\.example\.org is not in the site file"):
         images.fetch(world.placed[0])
     assert len(images.away) == 1
-    known.services.update(dict.fromkeys(known.copies, ""))  # noted by the endpoints that we ask
+    for name, copy in known.copies.items():
+        known.copies[name] = copy._replace(service="")  # noted by the endpoints that we ask
     images = world.images()
     with pytest.raises(ImageDamaged):
         images.fetch(world.placed[0])
