@@ -43,7 +43,6 @@ class Uploads:
         self._deaths = 0  # in a row
         self._again_at = 0.0  # when to start another one
         self._state_path = breakerfile.state_path(rules, taskdir.root)
-        self._names = [site.name for site in endpoints]
         self._services = {site.name: site.service for site in endpoints}
         self._task = self._allocation = ""
         self._rank = 0
@@ -82,7 +81,7 @@ class Uploads:
                 continue
             gone = isinstance(report, protocol.Removed)
             if isinstance(report, protocol.Staged):
-                known.copies[report.endpoint] = Copy(report.key, report.url)
+                known.copies[report.endpoint] = Copy(report.key, report.url, self._services[report.endpoint])
             # To a process that has not heard of the segment, `Recorded` alone would say nothing.
             self._submit(known)
             self._send(protocol.Recorded(report.segment, report.endpoint, removed=gone))
@@ -149,7 +148,7 @@ class Uploads:
         if self._stager is not None and name not in self._given:
             self._given.add(name)
             segment = known.segment(self.taskdir, self.rules.key, self._task)
-            self._send(protocol.Submit(segment, tuple(name for name in self._names if name in known.copies)))
+            self._send(protocol.Submit(segment, known.on(self.endpoints)))
 
     def _gone(self, error: StagerGone, now: float) -> dict[str, Any]:
         """The process died: the note that says so, and when there will be another one."""
@@ -220,7 +219,7 @@ class Uploads:
         return {**note, "by": self._rank, "number": self._number}
 
     def _forget(self, known: Known) -> None:
-        if not known.unfinished(self._names, self.rules):
+        if not known.unfinished(self.endpoints, self.rules):
             self._known.pop(str(known.id), None)
 
     def _failure(self, report: protocol.Failed) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from eventrange.taskdir import TaskDir
 from stageout import protocol
-from stageout.site import StageoutRules
+from stageout.site import EndpointSite, StageoutRules
 
 NOTES = frozenset(("sealed", "staged", "removed", "endpoints", "breaker", "blocked", "upload_failed", "unusable"))
 KEPT = 100  # changes of breakers kept for status and report
@@ -46,10 +46,14 @@ class Copy(NamedTuple):
     url: str
     service: str | None = None  # the server, where the note says it
 
+    def at(self, endpoint: EndpointSite) -> bool:
+        """Whether that is where the endpoint is now: its name in the site file may have been given to another."""
+        return self.url == endpoint.address(self.key) and self.service in (None, endpoint.service)
+
 
 @dataclass
 class Known:
-    """What the journals say of one segment. `copies` are by endpoint."""
+    """What the journals say of one segment. `copies` are by endpoint, as that was when they were made."""
 
     id: SegmentId
     size: int = 0
@@ -67,15 +71,21 @@ class Known:
     def sealed(self) -> bool:
         return bool(self.sha256)
 
-    def unfinished(self, endpoints: Sequence[str], rules: StageoutRules) -> bool:
+    def on(self, endpoints: Iterable[EndpointSite]) -> tuple[str, ...]:
+        """Names of those of `endpoints` that have a copy. One at an address that an endpoint had before is not there,
+        and good only for reading."""
+        return tuple(one.name for one in endpoints if one.name in self.copies and self.copies[one.name].at(one))
+
+    def unfinished(self, endpoints: Sequence[EndpointSite], rules: StageoutRules) -> bool:
         """Whether anything is still to be done for it: to be staged, to be brought home, or to be deleted."""
-        primary = endpoints[0]
-        if not any(name in self.copies for name in endpoints):
+        found = self.on(endpoints)
+        if not found:
             return self.local and not self.unusable
+        home = endpoints[0].name in found
         return (
-            (rules.rehome and primary not in self.copies)
+            (rules.rehome and not home)
             or (rules.delete_local and self.local)
-            or (rules.delete_failover and primary in self.copies and any(e in self.copies for e in endpoints[1:]))
+            or (rules.delete_failover and home and len(found) > 1)
         )
 
     def path(self, taskdir: TaskDir) -> str:

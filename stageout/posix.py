@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from stageout.endpoint import (
     CHUNK,
@@ -127,7 +127,7 @@ class PosixEndpoint:
 
     def url(self, key: str) -> str:
         """See `Endpoint.url`."""
-        return "file://" + quote(self._path(key))
+        return self.site.address(check_key(key))
 
     def clean(self, prefix: str, older_than: float = 0.0) -> int:
         """See `Endpoint.clean`."""

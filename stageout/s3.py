@@ -142,7 +142,7 @@ class S3Endpoint:
 
     def url(self, key: str) -> str:
         """See `Endpoint.url`."""
-        return f"s3://{self.bucket}/{self._full(key)}"
+        return self.site.address(key)
 
     def clean(self, prefix: str, older_than: float = 0.0) -> int:
         """See `Endpoint.clean`. A bucket that forbids listing uploads is left to its own lifecycle rule."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from typing import Annotated, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
@@ -76,6 +76,13 @@ class EndpointSite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         parts = urlsplit(self.endpoint_url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         return f"{parts.scheme}://{parts.hostname}:{port}{parts.path.rstrip('/')}"
+
+    def address(self, key: str) -> str:
+        """The URL of the object of that name here; with `service` it tells where that is."""
+        parts = urlsplit(self.url)
+        if parts.scheme == "file":
+            return "file://" + quote(f"{unquote(parts.path).rstrip('/')}/{key}")
+        return "/".join(filter(None, (f"s3://{parts.netloc}", parts.path.strip("/"), key)))
 
     @property
     def place(self) -> tuple[str, ...]:

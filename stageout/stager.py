@@ -209,12 +209,16 @@ class Shell:
     def _remove(self, order: RemoveCopy) -> None:
         """In a thread: delete a copy that the journal has given up; should that fail, it only costs room.
 
-        First it is found out whether that is a copy at all, or the primary's object at another address.
+        First it is found out whether the primary still has it, and whether that is a copy at all, or the primary's
+        object at another address.
         """
         from stageout.probe import same_place  # late: hardly ever needed
 
         primary, other = self._endpoints[next(iter(self._sites))], self._endpoints[order.endpoint]
         try:
+            if primary.head(order.segment.key).size != order.segment.size:
+                log.warning("%s has another %s: that on %s stays", primary.name, order.segment.key, other.name)
+                return
             if order.endpoint not in self._same:
                 self._same[order.endpoint] = same_place(primary, other, order.segment.key)
             if self._same[order.endpoint]:

@@ -223,7 +223,7 @@ class Carrier:
             if not known.sealed or (known.members == 0 and not known.copies and not known.file):
                 continue
             if id.allocation not in told.dead:
-                self.outcome.elsewhere += not known.copies
+                self.outcome.elsewhere += not self._on(known)
             elif self._wanted(known) or (self.by_hand and self._wanted(replace(known, unusable=""))):
                 self._was[str(id)], known.unusable = known.unusable, ""  # the trouble may be over: looked at again
                 todo.append(known)
@@ -233,14 +233,14 @@ class Carrier:
             self._carry(todo, wait)
         bad |= {known.id for known in todo if known.unusable and not known.copies}
         self.outcome.unusable = len(bad & counting(self.taskdir, self.fingerprint)) if bad else 0
-        self.outcome.left = sum(not known.copies and not known.unusable for known in todo)
+        self.outcome.left = sum(not self._on(known) and not known.unusable for known in todo)
         return self.outcome
 
     def _carry(self, todo: list[Known], wait: float) -> None:
         """With one stage-out process after another, where they die."""
         rules = self.storage.rules
         self._known = {str(known.id): known for known in todo}
-        names = sorted({known.id.allocation for known in todo if not known.copies}, reverse=True)[:CLEANED]
+        names = sorted({known.id.allocation for known in todo if not self._on(known)}, reverse=True)[:CLEANED]
         mine = tuple(p for name in names if (p := prefix_of(rules.key, self.task, name)))
         state_path = breakerfile.state_path(rules, self.taskdir.root)
         shared = task_prefix(rules.key, self.task)
@@ -255,8 +255,8 @@ class Carrier:
             stager = StagerProcess(protocol.Start(self.storage.endpoints, rules, state, mine=mine, task=shared))
             try:
                 for known in filter(self._wanted, todo):
-                    copies = tuple(site.name for site in self.storage.endpoints if site.name in known.copies)
-                    stager.send(protocol.Submit(known.segment(self.taskdir, rules.key, self.task), copies))
+                    segment = known.segment(self.taskdir, rules.key, self.task)
+                    stager.send(protocol.Submit(segment, self._on(known)))
                 self._follow(stager, state_path, wait)
                 break
             except StagerGone as error:
@@ -266,6 +266,10 @@ class Carrier:
             finally:
                 stager.close()
 
+    def _on(self, known: Known) -> tuple[str, ...]:
+        """The endpoints that have it."""
+        return known.on(self.storage.endpoints)
+
     def _wanted(self, known: Known) -> bool:
         """Whether anything is still to be done for it, as far as that can be done."""
         rules = self.storage.rules
@@ -273,7 +277,7 @@ class Carrier:
             rules = msgspec.structs.replace(rules, rehome=False)
         here = known.local and os.path.exists(known.path(self.taskdir))
         known = replace(known, local=here)
-        return known.unfinished([site.name for site in self.storage.endpoints], rules)
+        return known.unfinished(self.storage.endpoints, rules)
 
     def _follow(self, stager: StagerProcess, state_path: str, wait: float) -> None:
         """Until nothing is left to do; where storage is down, for at most `wait` seconds. What goes well is not cut."""
@@ -305,7 +309,7 @@ class Carrier:
                         if report.endpoint == primary and report.kind not in NOT_ITS_FAULT:
                             self._primary_ill = True
                         taken = report.endpoint == primary and report.kind == "StorageConflict"
-                        if taken or (report.endpoint != primary and self._known[report.segment].copies):
+                        if taken or (report.endpoint != primary and self._on(self._known[report.segment])):
                             self._given_up.add(report.segment)  # cannot go there, or its copy cannot be had
                     case protocol.Damaged():
                         self._known[report.segment].unusable = report.detail
@@ -344,7 +348,7 @@ class Carrier:
         known, service = self._known[report.segment], self.storage.service(report.endpoint)
         self.note(staged_note(report, service, known.file))
         stager.send(protocol.Recorded(report.segment, report.endpoint))
-        self.outcome.staged += not known.copies
+        self.outcome.staged += not self._on(known)
         known.copies[report.endpoint] = Copy(report.key, report.url, service)
         self.say(f"{report.segment} {'re-homed' if report.rehomed else 'staged'} to {report.url}")
 

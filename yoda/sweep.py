@@ -22,7 +22,7 @@ from eventrange.taskdir import TaskDir
 from stageout import protocol
 from stageout.catalogue import Catalogue, Known, SegmentId, prefix_of, staged_note
 from stageout.endpoint import Endpoint, Stat, same_content
-from stageout.site import StageoutRules
+from stageout.site import EndpointSite, StageoutRules
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Swept:
 
 
 def unknown(
-    objects: Iterable[tuple[Stat, str]], endpoint: str, keys: Mapping[str, Known]
+    objects: Iterable[tuple[Stat, str]], endpoint: EndpointSite, keys: Mapping[str, Known]
 ) -> list[tuple[Stat, Known | None, str]]:
     """Those of `objects`, each with its allocation, that are not known to be on `endpoint`, with the segment whose name
     they have. Pure; `keys` are the names that the task's segments have or would have."""
     found = [(one, keys.get(one.key), allocation) for one, allocation in objects]
-    return [(one, known, name) for one, known, name in found if known is None or endpoint not in known.copies]
+    return [(one, known, name) for one, known, name in found if known is None or not known.on((endpoint,))]
 
 
 def in_doubt(
@@ -89,7 +89,7 @@ def sweep(
     for endpoint in endpoints:
         try:
             pairs = ((one, name) for prefix, name in prefixes for one in endpoint.list(prefix))
-            for one, known, name in unknown(pairs, endpoint.name, keys):
+            for one, known, name in unknown(pairs, endpoint.site, keys):
                 url = endpoint.url(one.key)
                 if known is None and name in doubted:
                     kept += 1

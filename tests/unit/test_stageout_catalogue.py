@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from eventrange.taskdir import TaskDir
 from slurm.environment import read_allocation
 from stageout import breakerfile
 from stageout.breaker import Breaker
 from stageout.catalogue import Catalogue, Copy, Known, SegmentId, key_of, prefix_of, read_catalogue, task_prefix
-from stageout.site import BreakerRules, StageoutRules
+from stageout.site import BreakerRules, EndpointSite, StageoutRules
 from yoda.stageout import command_name
 from yoda.storage_view import explain_switched, render, render_switched, storage_view, switched_view
 
@@ -94,6 +95,25 @@ def test_keys(tmp_path: Path) -> None:
     assert key_of("{allocation}/{droid}.{number}", "task", id, "00002-0007.repaired.zip") == "alloc/2.repaired.7"
     known.copies["primary"] = Copy("as/it/was.tar", "s3://b/as/it/was.tar")
     assert known.segment(taskdir, KEY, "task").key == "as/it/was.tar"
+
+
+def test_a_copy_is_on_an_endpoint_only_where_that_is_now() -> None:
+    old = EndpointSite(name="primary", url="s3://b/p", endpoint_url="https://old")
+    new, moved = replace(old, endpoint_url="https://new/"), replace(old, url="s3://b/q")
+    failover = EndpointSite(name="failover", url="file:///f f/")
+    known, both = Known(SegmentId("a", 1, 0)), StageoutRules(delete_local=True, delete_failover=True)
+    known.copies["failover"] = Copy("k", "file:///f%20f/k")
+    for service in ("https://old", None):
+        known.copies["primary"] = Copy("k", "s3://b/p/k", service)
+        assert known.on((old, failover)) == ("primary", "failover")
+        assert known.on((moved, failover)) == ("failover",)
+        assert known.on((replace(old, name="failover"), replace(failover, name="primary"))) == ()
+        assert not known.unfinished((old, failover), StageoutRules())
+        assert known.unfinished((moved, failover), StageoutRules())
+        assert known.unfinished((moved,), StageoutRules(rehome=False))  # it is nowhere now
+    known.copies["primary"] = known.copies["primary"]._replace(service="https://old")
+    assert known.on((new, failover)) == ("failover",)
+    assert not known.unfinished((new, failover), replace(both, rehome=False, delete_local=False))
 
 
 def test_prefixes_are_only_given_where_nobody_else_begins_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from droid.stageout import Uploads
 from eventrange import records
@@ -287,6 +289,40 @@ def test_failover_re_home_and_deletion(tmp_path: Path, task: TaskDir) -> None:
     assert {frozenset(found) for found in copies(task).values()} == {frozenset({"one/primary"})}
     assert not list((tmp_path / "failover").rglob("*.tar"))
     assert not Path(task.segment("a", 1, 0)).exists()
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_an_endpoint_at_another_address_has_nothing_yet(tmp_path: Path, task: TaskDir, here: bool) -> None:
+    """The old service is retired with all that was there, the new one has its name."""
+    failover, old, new = (endpoint(tmp_path, name) for name in ("failover", "old", "new"))
+    for one in (failover, replace(old, name="primary")):
+        assert go(task, one, failover, delete_local=not here).left == 0
+    shutil.rmtree(tmp_path / "old")
+    new = replace(new, name="primary")
+    assert go(task, new, failover, delete_local=True, delete_failover=True).left == 0
+    assert len(list((tmp_path / "new").rglob("*.tar"))) == 2
+    assert not list((tmp_path / "failover").rglob("*.tar")) and not list(Path(task.root, "segments").rglob("*.tar"))
+    known = read_catalogue(Story(task, PRINT).whole()).segments
+    assert all(one.on((new, failover)) == ("primary",) for one in known.values())
+
+
+def test_what_was_moved_with_its_endpoint_is_adopted(tmp_path: Path, task: TaskDir) -> None:
+    old = replace(endpoint(tmp_path, "old"), name="primary")
+    assert go(task, old, delete_local=True).staged == 2
+    (tmp_path / "old").rename(tmp_path / "new")
+    new = replace(endpoint(tmp_path, "new"), name="primary")
+    assert go(task, new, sweeping=True) == Outcome(swept=Swept(adopted=2))
+    assert go(task, new, sweeping=True) == Outcome(swept=Swept())
+
+
+def test_a_failover_copy_stays_where_the_primary_has_lost_its_own(tmp_path: Path, task: TaskDir) -> None:
+    primary, failover = endpoint(tmp_path, "primary"), endpoint(tmp_path, "failover")
+    assert go(task, failover).staged == 2 and go(task, primary, failover).left == 0
+    gone, cut = sorted((tmp_path / "primary").rglob("*.tar"))
+    gone.unlink()
+    cut.write_bytes(b"cut")
+    go(task, primary, failover, delete_failover=True)
+    assert len(list((tmp_path / "failover").rglob("*.tar"))) == 2
 
 
 def test_two_addresses_of_one_place_lose_nothing(tmp_path: Path, task: TaskDir) -> None:
