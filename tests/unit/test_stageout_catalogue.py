@@ -103,7 +103,7 @@ def test_a_copy_is_on_an_endpoint_only_where_that_is_now() -> None:
     failover = EndpointSite(name="failover", url="file:///f f/")
     known, both = Known(SegmentId("a", 1, 0)), StageoutRules(delete_local=True, delete_failover=True)
     known.copies["failover"] = Copy("k", "file:///f%20f/k")
-    for service in ("https://old", None):
+    for service in (old.service, None):
         known.copies["primary"] = Copy("k", "s3://b/p/k", service)
         assert known.on((old, failover)) == ("primary", "failover")
         assert known.on((moved, failover)) == ("failover",)
@@ -111,7 +111,7 @@ def test_a_copy_is_on_an_endpoint_only_where_that_is_now() -> None:
         assert not known.unfinished((old, failover), StageoutRules())
         assert known.unfinished((moved, failover), StageoutRules())
         assert known.unfinished((moved,), StageoutRules(rehome=False))  # it is nowhere now
-    known.copies["primary"] = known.copies["primary"]._replace(service="https://old")
+    known.copies["primary"] = known.copies["primary"]._replace(service=old.service)
     assert known.on((new, failover)) == ("failover",)
     assert not known.unfinished((new, failover), replace(both, rehome=False, delete_local=False))
 
