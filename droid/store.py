@@ -74,7 +74,8 @@ class Store:
         self._synced = -math.inf  # when the last sync began
         self._bytes = 0
         self.commits: dict[int, int] = {}  #: histogram (times.py) of the seconds a commit took, not what it was put off
-        self._syncing: deque[tuple[NDArray[Any], float]] = deque()  # asked of the Syncer, in order, and when
+        # Asked of the Syncer, in order: rows, when, and the file they are in.
+        self._syncing: deque[tuple[NDArray[Any], float, DurableFile]] = deque()
         self._errors = 0
         self._syncer = Syncer(wake)
 
@@ -159,16 +160,18 @@ class Store:
 
     def _collect(self, now: float) -> None:
         for rows, error in self._syncer.done():
-            add(self.commits, {time_bin(now - self._syncing.popleft()[1]): 1})
+            _, asked, file = self._syncing.popleft()
+            add(self.commits, {time_bin(now - asked): 1})
             if error is not None:
                 # What an fsync refused is not on disk, whatever a later one says: those events are open again.
                 self._undo(rows, rows["size"] > 0)
-                self._give_up(error)
+                if self._segment is not None and self._segment.file is file:  # else it was given up before, and counted
+                    self._give_up(error)
             self.ready.append(rows)
 
     def discard(self) -> None:
         """The images of all rows that are not handed out yet are of no use: return their ranges."""
-        for rows in (*self._unsynced, *(rows for rows, _ in self._syncing), *self.ready):
+        for rows in (*self._unsynced, *(rows for rows, _, _ in self._syncing), *self.ready):
             void(rows, Code.FIELDS)
 
     def seal(self) -> None:
@@ -239,7 +242,7 @@ class Store:
 
     def _request(self, now: float, file: DurableFile) -> None:
         rows, self._unsynced, self._bytes = np.concatenate(self._unsynced), [], 0
-        self._syncing.append((rows, now))
+        self._syncing.append((rows, now, file))
         self._syncer.request(rows, file)
 
     def _undo(self, rows: NDArray[Any], which: NDArray[np.bool_]) -> None:

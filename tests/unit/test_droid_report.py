@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from lines import Lines
@@ -41,7 +41,7 @@ def syncs(shell: DroidShell, took: float) -> None:
     assert shell.store is not None
     for worker in shell.core.workers:
         worker.state = "ready"
-    shell.store._syncing.append((records.new(1), 1000.0))
+    shell.store._syncing.append((records.new(1), 1000.0, cast(Any, None)))
     shell.store._syncer._took = took
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from droid.store import EARLY, Choices, Store
 from eventrange import records
+from eventrange.durable import Files
 from eventrange.errors import CannotWrite
 from eventrange.records import Kind
 from eventrange.segment import SegmentWriter, checksum
@@ -103,4 +108,65 @@ def test_what_is_in_a_segment_that_cannot_be_sealed_is_durable_or_not_reported(
         rows["stop"] = rows["start"] + 1
         store.add(rows, memoryview(bytes(4000)), np.ones(4, bool), 100.0)
     assert unsynced == [0]
+    store.close()
+
+
+class Broken(Files):
+    """The first file cannot be synced, which is known when it is `let_go`, nor written while not `sound`."""
+
+    def __init__(self) -> None:
+        self.opened, self.sound = 0, True
+        self.asked, self.let_go = threading.Event(), threading.Event()
+
+    def open(self, path: str, flags: int, mode: int = 0o644) -> int:
+        self.opened += 1
+        return super().open(path, flags, mode)
+
+    def write(self, fd: int, data: Any) -> int:
+        if self.opened == 1 and not self.sound:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().write(fd, data)
+
+    def fsync(self, fd: int) -> None:
+        if self.opened == 1:
+            self.asked.set()
+            assert self.let_go.wait(10)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().fsync(fd)
+
+
+def test_a_file_that_breaks_under_a_sync_and_a_write_is_one_error(tmp_path: Path) -> None:
+    """The next segment, which is sound, is neither closed nor what it holds undone."""
+    files = Broken()
+    store = Store(TaskDir(str(tmp_path)), "a", "t", 1, Choices(commit_seconds=60.0), lambda: None, files)
+    store._syncer._took = 1.0
+    add(store, 0, 100.0)
+    store.pump(100.0, True)
+    assert files.asked.wait(10)
+    files.sound = False
+    add(store, 1, 100.1)
+    add(store, 2, 100.2)
+    assert files.opened == 2, "a new segment is tried"
+    files.let_go.set()
+    store.seal()
+    kinds = {int(row["start"]): int(row["kind"]) for rows in store.ready for row in rows}
+    assert kinds == {0: Kind.RETURNED, 1: Kind.RETURNED, 2: Kind.DONE}
+    assert store.trouble is None and [note["segment"] for note in store.sealed] == [1]
+    store.close()
+
+
+def test_so_are_two_syncs_of_it(tmp_path: Path) -> None:
+    files = Broken()
+    store = Store(TaskDir(str(tmp_path)), "a", "t", 1, Choices(commit_seconds=60.0), lambda: None, files)
+    store._syncer._took = 1.0
+    add(store, 0, 100.0)
+    store.pump(100.0, True)
+    add(store, 1, 100.1)
+    threading.Timer(0.1, files.let_go.set).start()
+    store.seal()
+    add(store, 2, 100.2)
+    store.seal()
+    kinds = {int(row["start"]): int(row["kind"]) for rows in store.ready for row in rows}
+    assert kinds == {0: Kind.RETURNED, 1: Kind.RETURNED, 2: Kind.DONE}
+    assert store.trouble is None
     store.close()
