@@ -23,6 +23,7 @@ from eventrange.records import Code, Kind
 from eventrange.times import add
 
 START_FAILURES = 3  #: workers in a row that die before they are ready: this node cannot do it
+FORK_AGAIN = 10.0  #: seconds until one that could not be forked is tried again
 BARREN = 8  #: workers per core that die on no event, with nothing done in between: nor can it here
 LONG = 1.0  #: seconds on an event that others have done: rather begin again what is queued behind it
 GAP = 2.0  #: seconds between two ticks that count at most: a suspended job has not hung
@@ -71,6 +72,7 @@ class DroidCore:
         self._asked: float | None = None  # when we asked Yoda for more, if it has not answered
         self._waiting = False  # Yoda has answered that there is nothing now
         self._start_failures = self._barren = 0
+        self._fork_at = math.inf  # when to try again who could not be forked
         self._kill_at = math.inf
         self._last_tick: float | None = None
 
@@ -263,6 +265,20 @@ class DroidCore:
         self.workers[worker].state = "starting"
         return [*out, Spawn(worker), *self.assign()]
 
+    def worker_unforked(self, now: float, worker: int, why: str) -> list[Instruction]:
+        """There was no process for a worker. Others go on without it; it counts as a failure where there are none."""
+        self.workers[worker].state = "gone"
+        if self.draining or self.stopped:
+            return []
+        self._fork_at = min(self._fork_at, now + FORK_AGAIN)
+        if all(w.state == "gone" for w in self.workers):
+            self._start_failures += 1
+            if self._start_failures >= START_FAILURES:
+                self.stopped = True
+                text = f"{self._start_failures} times in a row no worker could be forked: {why}"
+                return [Sick(text, BAD_CONFIG)]
+        return []
+
     def zygote_restarted(self) -> list[Instruction]:
         """All workers died with their zygote; a new one is ready. None of their events is to blame."""
         out: list[Instruction] = []
@@ -290,6 +306,12 @@ class DroidCore:
                 if w.seconds > self.limit(attempt) * max(1, int(slots["count"][index])):
                     w.killed, w.victim = "timeout", event
                     out.append(Kill(index, f"event {event} exceeded its limit of {self.limit(attempt):.0f} s"))
+        if now >= self._fork_at and not self.draining:
+            self._fork_at = math.inf
+            for index, w in enumerate(self.workers):
+                if w.state == "gone":
+                    w.state = "starting"
+                    out.append(Spawn(index))
         if self.draining and now >= self._kill_at:
             for index, w in enumerate(self.workers):
                 if w.given and not w.killed:

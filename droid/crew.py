@@ -46,6 +46,7 @@ class Owner(Protocol):
     def worker_frame(self, index: int, kind: int, payload: memoryview) -> None: ...
     def collected(self) -> None: ...
     def worker_exited(self, index: int, how: str, last: Last) -> None: ...
+    def worker_unforked(self, index: int, why: str) -> None: ...
 
 
 @dataclass
@@ -252,6 +253,9 @@ class Crew:
             peer = self._peers.get(message["spawned"])
             if peer is not None:
                 peer.pid = message["pid"]
+        elif "unforked" in message:
+            self._drop(message["unforked"])
+            self.owner.worker_unforked(message["unforked"], message["why"])
         elif "exit" in message:
             self._exited(message)
 

@@ -109,6 +109,7 @@ class DroidShell:
         self._lacking_since = 0.0  # when we put off asking for more
         self._said_bye = False
         self._started = False
+        self._short = False  # of processes, and we have said so
         self._signals = signals.received  # with those that came before MPI had started
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -364,6 +365,12 @@ class DroidShell:
         todo = self.core.worker_exited(index, how, last.event, last.count, seconds=last.seconds, before=last.before)
         self._do(todo, last.cpu)
         self.spent.again, self.core.again = self.spent.again + self.core.again, 0.0
+
+    def worker_unforked(self, index: int, why: str) -> None:
+        if not self._short:
+            self._short = True
+            self.log(f"worker {index} could not be forked ({why}); it is tried again every {core.FORK_AGAIN:.0f} s")
+        self._do(self.core.worker_unforked(time.monotonic(), index, why))
 
     def _start_workers(self) -> None:
         """Both must be there, in either order: the payload, and what Yoda says of the task."""

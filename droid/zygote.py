@@ -10,7 +10,7 @@ itself, since while MPI starts no Python of the Droid's can run, and what MPI wa
 
 Messages on the control socket are MessagePack maps, one per packet. Droid -> zygote: task, spawn (with the worker's
 socket and the pipe that wakes the Droid), kill, program (with three descriptors), end. Zygote -> Droid: ready, failed,
-spawned, exit.
+spawned, unforked, exit.
 """
 
 from __future__ import annotations
@@ -271,7 +271,13 @@ class Zygote:
 
     def _spawn(self, index: int, worker_sock: socket.socket, bell: int) -> None:
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # the node, or our user, has no process left: those that are there go on
+            worker_sock.close()
+            os.close(bell)
+            self.tell(unforked=index, why=error.strerror)
+            return
         if pid:
             worker_sock.close()
             os.close(bell)

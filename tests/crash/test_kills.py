@@ -85,6 +85,30 @@ def test_a_killed_worker_or_zygote_is_replaced(place_here: Place, role: str) -> 
     assert place.progress().quarantined.total == 0
 
 
+FULL = """
+import errno
+
+LEFT, FORK = [1], os.fork
+
+def fork():
+    if not LEFT:
+        raise BlockingIOError(errno.EAGAIN, "no process left")
+    LEFT.pop()
+    return FORK()
+
+os.fork = fork
+"""
+
+
+def test_a_node_that_has_processes_for_some_workers_works_with_these(place_here: Place) -> None:
+    place = place_here
+    job(place, STEADY + FULL, events=100)
+    done = place.run()
+    assert done.code == 0, done.text
+    sound(place, 100)
+    assert done.err.count("no process left") == 1 and "replaced" not in done.err
+
+
 def test_a_droid_without_guardian_stops_and_the_other_finishes(place_here: Place) -> None:
     """With guardian and zygote gone nothing can be forked: that Droid gives all back, and the run completes."""
     place = place_here

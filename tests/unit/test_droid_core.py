@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from droid.core import (
     BARREN,
+    FORK_AGAIN,
     GAP,
     LONG,
     START_FAILURES,
@@ -410,6 +411,37 @@ def test_one_that_starts_well_starts_the_count_anew() -> None:
         for _ in range(START_FAILURES - 1):
             assert not of(d.died(0), Sick)
         d.core.worker_ready(1)
+
+
+def test_who_cannot_be_forked_is_tried_again_later_and_others_go_on() -> None:
+    d = Droid(3)
+    d.died(1)
+    d.died(2)
+    for _ in range(2 * START_FAILURES):
+        assert d.core.worker_unforked(d.now, 1, "full") == []
+        assert d.core.worker_unforked(d.now + 1, 2, "full") == []
+        assert not of(d.after(FORK_AGAIN - 1), Spawn)
+        assert of(d.after(1), Spawn) == [Spawn(1), Spawn(2)]
+        assert not of(d.after(2 * FORK_AGAIN), Spawn), "they are being forked"
+    assert ranges(d.granted((0, 3), size=1))
+
+
+def test_where_nobody_can_be_forked_the_droid_is_sick_after_some_time() -> None:
+    d = Droid(4, ready=False)
+    for _ in range(START_FAILURES - 1):
+        for worker in range(4):
+            assert d.core.worker_unforked(d.now, worker, "full") == []
+        assert len(of(d.after(FORK_AGAIN), Spawn)) == 4
+    todo = [step for worker in range(4) for step in d.core.worker_unforked(d.now, worker, "full")]
+    assert [type(step) for step in todo] == [Sick] and d.core.stopped
+
+
+def test_while_draining_nobody_is_forked() -> None:
+    d = Droid(2)
+    d.core.worker_unforked(d.now, 0, "full")
+    d.core.drain(d.now, 60.0)
+    d.core.worker_unforked(d.now, 1, "full")
+    assert not of(d.after(2 * FORK_AGAIN), Spawn)
 
 
 def test_workers_that_keep_dying_on_nothing_make_the_droid_sick() -> None:
