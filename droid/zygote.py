@@ -37,10 +37,11 @@ from eventrange.errors import BAD_CONFIG, RUN_AGAIN
 
 _PACKET = 1 << 16
 RESTARTS = 3  #: a zygote that dies this often in a row before it is ready is not started again
+BRIEF = 1.0  #: seconds it is to work for; one that dies sooner counts a tenth of that
 LONG, LARGE = 0.5, 256 << 20  #: seconds and bytes of a set-up that make it worth 10 ms to look for garbage
 BY_ITSELF = 3.0  #: seconds a Droid whose launcher is dead has to end by itself, if it can: its loop looks every second
 _PR_SET_PDEATHSIG = 1
-_READY, _FAILED = 1, 2  #: what a zygote has said of itself
+_FAILED = -1.0  #: what a zygote has said of itself, instead of when it was ready
 #: A worker gets SIGKILL for what its Droid gets SIGTERM for: signals of the batch system reach all processes of a step,
 #: and it is the Droid who decides what they mean for the event at hand.
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP)
@@ -142,8 +143,8 @@ def _outlast(droid: int, launcher: int | None) -> None:
 def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket, droid: int, launcher: int | None) -> None:
     early, how = 0.0, ""
     while early < RESTARTS:
-        parent, begun = os.getpid(), time.monotonic()
-        ready = mmap.mmap(-1, 1)
+        parent = os.getpid()
+        ready = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("d")  # [0]: when it was, 0 before
         pid = os.fork()
         if not pid:
             code = 1
@@ -156,14 +157,17 @@ def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket, droid: int, 
                 traceback.print_exc()
             finally:
                 os._exit(code)
-        status = _wait(pid, droid, launcher)
-        if status == 0:
-            if ready[0] == _FAILED:
+        status, since = _wait(pid, droid, launcher), ready[0]
+        if status == 0 and since:  # not that of a library that calls exit(0) in setup()
+            if since == _FAILED:
                 sock.close()
                 _outlast(droid, launcher)
             os._exit(0)
         # One that worked for a while and died is no reason to give up; one that dies in setup() will always do so.
-        early = early + (1.0 if not ready[0] else 0.1) if not ready[0] or time.monotonic() - begun < 1.0 else 0.0
+        if not since:
+            early += 1.0
+        else:
+            early = early + 0.1 if time.monotonic() - since < BRIEF else 0.0
         code = os.waitstatus_to_exitcode(status)
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     try:
@@ -182,7 +186,7 @@ def _guard(blueprint: Blueprint, slots: Slots, sock: socket.socket, droid: int, 
 class Zygote:
     """Makes the payload, then forks and reaps workers until the Droid says end or is gone."""
 
-    def __init__(self, blueprint: Blueprint, slots: Slots, sock: socket.socket, ready: mmap.mmap) -> None:
+    def __init__(self, blueprint: Blueprint, slots: Slots, sock: socket.socket, ready: memoryview[float]) -> None:
         self.blueprint, self.slots, self.sock, self.ready = blueprint, slots, sock, ready
         self.workers: dict[int, int] = {}  # pid -> index
         self.task: dict[str, Any] = {}
@@ -209,8 +213,8 @@ class Zygote:
         except BaseException as error:
             from droid.worker import tail, text_of
 
+            self.ready[0] = _FAILED  # first: `tell` may end us
             self.tell(failed=text_of(error)[-8000:], output=tail(2), code=getattr(error, "exit_code", 78))
-            self.ready[0] = _FAILED
             return 0
         import resource
 
@@ -222,7 +226,7 @@ class Zygote:
         gc.freeze()  # keep the collector from touching, and so copying, the pages that workers share
         sys.stdout.flush()
         sys.stderr.flush()
-        self.ready[0] = _READY
+        self.ready[0] = time.monotonic()
         jagged = sorted(self.payload.jagged)
         self.tell(ready=time.monotonic() - begun, pid=os.getpid(), jagged=jagged, versions=versions())
         return self._loop()

@@ -1,16 +1,21 @@
-"""A node that has no process left ends nothing."""
+"""What ends early is counted, whatever it says of itself, and a node that has no process left ends nothing."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
+import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from droid import zygote
 from droid.crew import Crew, Last
 from droid.slots import Slots
+from eventrange.errors import BAD_CONFIG
 
 FAILURES = 3
 
@@ -34,6 +39,25 @@ class Full(Payload):
         if self.left >= 0:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return self.fork()
+
+
+class Leaving(Payload):
+    """A C library that says goodbye."""
+
+    def setup(self) -> None:
+        os.write(1, b"no licence\n")
+        ctypes.CDLL(None).exit(0)
+
+
+class Slow(Payload):
+    """It dies as soon as it is ready, which takes longer than it would have to work."""
+
+    def setup(self) -> None:
+        time.sleep(2 * zygote.BRIEF)
+
+    @property
+    def jagged(self) -> frozenset[str]:  # type: ignore[override]
+        os._exit(3)
 
 
 class Owner:
@@ -89,3 +113,22 @@ def test_a_worker_that_cannot_be_forked_is_told_and_ends_nothing(tmp_path: Path)
     watched.end()
     counts = (tmp_path / "zygote.out").read_text().split()
     assert len(counts) == FAILURES + 1 and len(set(counts)) == 1, "what a worker was to have is closed"
+
+
+def test_a_set_up_that_ends_the_process_is_no_end_of_the_droid(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, Leaving)
+    what, text, code = watched.next()
+    assert what == "failed" and code == BAD_CONFIG
+    assert "exit status 0" in text and "no licence" in text
+    watched.end()
+
+
+def test_a_zygote_that_dies_when_it_is_ready_dies_early_however_long_that_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zygote, "BRIEF", 0.2)
+    monkeypatch.setattr(zygote, "RESTARTS", 0.15)
+    watched = Watched(tmp_path, Slow)
+    what, text, code = watched.next()
+    assert what == "failed" and code == BAD_CONFIG and "exit status 3" in text
+    watched.end()
