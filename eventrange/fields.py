@@ -220,7 +220,10 @@ def _strings(name: str, values: NDArray[Any], where: Any) -> NDArray[Any]:
 
 
 def canonical(name: str, dtype: np.dtype[Any], where: Any) -> np.dtype[Any]:
-    """The dtype a field is stored with: little-endian, structures unpadded (padding is random), object for strings."""
+    """The dtype a field is stored with: little-endian, structures unpadded (padding is random), object for strings.
+
+    Without titles and metadata: `describe` has no words for them that could be read again.
+    """
     try:
         return _canonical(dtype)
     except ValueError as error:
@@ -232,17 +235,20 @@ def _canonical(dtype: np.dtype[Any]) -> np.dtype[Any]:
     if dtype.kind in "UT":
         return _STRING
     if dtype.names:
-        from numpy.lib.recfunctions import repack_fields  # late: it brings numpy.ma along
-
-        packed: np.dtype[Any] = repack_fields(dtype, recurse=True)
-        for member in packed.names or ():
-            inner = packed[member].base
-            if inner.char in "gG" or _canonical(inner).itemsize != inner.itemsize or _canonical(inner) == _STRING:
-                raise ValueError(f"structures cannot hold {inner} ({member})")
-        return packed.newbyteorder("<")
+        return np.dtype([_member(name, dtype[name]) for name in dtype.names])
     if dtype.kind not in "biufcS" or not dtype.itemsize:
         raise ValueError(f"dtype {dtype} cannot be stored in HDF5")
-    return dtype.newbyteorder("<") if dtype.byteorder == ">" else dtype
+    return np.dtype(dtype.str.replace(">", "<"))
+
+
+def _member(name: str, dtype: np.dtype[Any]) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
+    """A member of a structure; `dtype` is a subarray where it has several values."""
+    if not name or "\0" in name or name.encode(errors="replace").decode() != name:
+        raise ValueError(f"structures cannot have a member {name!r}: not a name HDF5 can store")
+    inner = _canonical(dtype.base)
+    if inner == _STRING or inner.char in "gG" or 0 in dtype.shape:
+        raise ValueError(f"structures cannot hold {dtype} ({name})")
+    return name, inner, dtype.shape
 
 
 # --- names and errors -------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import h5py
@@ -9,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventrange import hdf5file, image, skeleton
+from eventrange import fields, hdf5file, image, skeleton
 from eventrange.errors import FieldRefused, FieldsChanged, ImageDamaged, ImageTooBig
 
 POINT = np.dtype([("x", "f4"), ("n", "i2", (3,)), ("inner", [("ok", "?"), ("tag", "S4")])])
 PADDED = np.dtype([("a", "i1"), ("b", "f8")], align=True)
+TITLED = np.dtype([(("Transverse momentum", "pt"), "f8"), ("hit", [(("Layer", "l"), ">i2")])])
 
 KINDS: dict[str, list[Any]] = {
     "float": [1.5, float("nan"), -0.0],
@@ -36,6 +38,7 @@ KINDS: dict[str, list[Any]] = {
     "words": [np.array(["a", "längere"]), np.array([], "U1"), np.array(["z"])],
     "struct": [np.zeros(n, POINT) for n in (1, 2, 1)],
     "padded": [np.ones(2, PADDED)] * 3,
+    "titled": [np.zeros(n, TITLED) for n in (1, 2, 1)],
     "bools": [np.array([True, False])] * 3,
     "big_endian": [np.array([1.0, 2.0], ">f8"), np.array([3.0, 4.0], "<f8"), np.array([5, 6], ">f8")],
     "strided": [np.arange(12).reshape(3, 4).T[::2]] * 3,
@@ -107,6 +110,45 @@ def test_padding_bytes_do_not_get_out() -> None:
 
 
 @pytest.mark.parametrize(
+    "dtype",
+    [
+        TITLED,
+        PADDED,
+        POINT,
+        np.dtype((np.record, [(("Energy", "e"), "f8")])),
+        np.dtype([("a", PADDED, (2, 1)), ("t", TITLED, (2,)), ("b", ">c16", (3,))]),
+        np.dtype({"names": ["b", "a"], "formats": [">f8", "?"], "offsets": [16, 3], "itemsize": 40}),
+        np.dtype({"names": ["all", "low"], "formats": ["<i4", "<i2"], "offsets": [0, 0]}),
+        np.dtype([("a", np.dtype("i4", metadata={"unit": "GeV"}))]),
+        np.dtype([("a", h5py.enum_dtype({"MU": 13})), ("b", h5py.string_dtype("utf-8", 5))], metadata={"x": object()}),
+        np.dtype(">f8", metadata={"unit": "GeV"}),
+        np.dtype("q"),
+        np.dtype("S3"),
+    ],
+)
+def test_every_stored_dtype_is_read_as_it_was_written(dtype: np.dtype[Any]) -> None:
+    stored = fields.canonical("f", dtype, 0)
+    assert image.undescribe(json.loads(json.dumps(fields.describe(stored)))) == stored
+    values = np.zeros(3, dtype)
+    values.view(np.uint8)[:] = 1
+    data = image.build(0, None, [{"f": values[:2]}, {"f": values[2:]}])
+    with h5py.File(io.BytesIO(data)) as file:
+        read = image.read(data).fields["f"].values
+        assert read.dtype == file["f"].dtype == stored
+        assert read.tobytes() == file["f"][()].tobytes() == values.astype(stored).tobytes()
+
+
+def test_what_numpy_and_h5py_note_on_a_dtype_changes_no_byte() -> None:
+    plain, noted = np.dtype([("a", "u1")]), np.dtype([("a", h5py.enum_dtype({"A": 1}, "u1"))])
+    made = []
+    for order in ((plain, noted), (noted, plain)):
+        fields._canonical.cache_clear()
+        image._kinds.clear()
+        made += [image.build(0, None, [{"f": np.ones(2, dtype)}]) for dtype in order]
+    assert len(set(made)) == 1
+
+
+@pytest.mark.parametrize(
     ("first", "second", "words"),
     [
         ({"f": 1}, {"f": 1.5}, ("float64", "int64")),
@@ -148,6 +190,16 @@ def test_change_of_fields_names_event_field_and_both_sides(first: Any, second: A
         ({"f": "\ud800"}, "UTF-8"),
         ({"f": np.ma.masked_array([1.0], [True])}, "masked"),
         ({"f": np.zeros(1, [("o", object)])}, "object"),
+        ({"f": np.zeros(1, [("t", "M8[s]")])}, "datetime64"),
+        ({"f": np.zeros(1, "m8[s]")}, "timedelta64"),
+        ({"f": np.zeros(1, "V5")}, "V5"),
+        ({"f": np.zeros(1, [("v", "V5")])}, "V5"),
+        ({"f": np.zeros(1, [("g", "g", (2,))])}, "structures cannot hold"),
+        ({"f": np.zeros(1, [("in", [("u", "U3")], (2,))])}, "U3"),
+        ({"f": np.zeros(1, [("none", "f8", (0,))])}, "none"),
+        ({"f": np.zeros(1, {"names": ["", "b"], "formats": ["f8", "f8"]})}, "member ''"),
+        ({"f": np.zeros(1, [("a\0b", "f8")])}, "not a name"),
+        ({"f": np.zeros(1, [("\udc80", "f8")])}, "not a name"),
         (None, "NoneType"),
         ([1, 2], "list"),
     ],
