@@ -4,6 +4,7 @@ Two formats, told apart by their first bytes:
 
 * HDF5: every dataset in the root is a field and its first axis is the event; where a dataset `<field>_count` of
   integers is beside it, `<field>` holds the rows of all events one after another, `<field>_count` how many are whose.
+  Strings of variable length are strings, in UTF-8; those of a fixed length are fixed bytes.
 * JSON lines: one object per event and line, in order. `true` -> bool, `3` -> int64, `3.0` -> float64, `"x"` -> string,
   a list -> an array of these, lists of equally long lists -> arrays with more axes. Numbers are taken as written, so a
   field must not be `1` in one event and `1.5` in another, and the numbers of an empty list are taken to be floats.
@@ -79,7 +80,7 @@ def _hdf5(path: Path) -> list[Fields]:
                     raise Unreadable(f"{name!r} is a group; fields are datasets in the root of the file")
                 if not item.shape:
                     raise Unreadable(f"dataset {name!r} has no axis of events")
-                arrays[name] = item[()]
+                arrays[name] = _values(name, item)
     except (OSError, RuntimeError, ValueError) as error:
         raise Unreadable(f"it is no whole HDF5 file ({error})") from error
     columns: dict[str, Any] = {}
@@ -88,13 +89,28 @@ def _hdf5(path: Path) -> list[Fields]:
         if counts is not None:
             columns[name] = _rows(name, values, counts)
         elif not (name.endswith("_count") and name.removesuffix("_count") in arrays):
-            columns[name] = values
+            # of fixed bytes an item would be as short as its own text, and its dtype another for every event
+            columns[name] = values if values.dtype.kind != "S" else [values[at, ...] for at in range(len(values))]
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise Unreadable("its fields have different numbers of events: " + _listed(lengths))
     if not columns:
         raise Unreadable("it holds no datasets")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _values(name: str, item: Any) -> NDArray[Any]:
+    """All of a dataset; strings of variable length as `str`."""
+    import h5py
+
+    text = h5py.check_string_dtype(item.dtype)
+    values: NDArray[Any]
+    try:
+        # UTF-8 whatever the file says: a C program that says nothing has said ASCII
+        values = item[()] if text is None or text.length is not None else item.asstr("utf-8")[()]
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"dataset {name!r} holds a string that is no UTF-8: {error.object!r:.60}") from None
+    return values
 
 
 def _rows(name: str, values: NDArray[Any], counts: NDArray[Any]) -> list[NDArray[Any]]:

@@ -104,8 +104,7 @@ def check_columns(
     out: dict[str, Column] = {}
     for name in names:
         values, counts = _array(name, columns[name][0], positions[0]), columns[name][1]
-        # strings read from an image are objects; _finished looks at each of them
-        dtype = canonical(name, values.dtype, positions[0]) if values.dtype != _STRING else _STRING
+        dtype = canonical(name, values.dtype, positions[0])
         values = _finished(name, values, dtype, positions[0])
         n = len(values) if values.ndim else -1
         if counts is not None:
@@ -207,12 +206,15 @@ def _finished(name: str, values: NDArray[Any], dtype: np.dtype[Any], where: Any)
 
 
 def _strings(name: str, values: NDArray[Any], where: Any) -> NDArray[Any]:
-    """Objects of UTF-8 bytes, as HDF5 stores and h5py reads them."""
+    """Objects of UTF-8 bytes, as HDF5 stores and h5py reads them; of arrays of objects each must be a string."""
     out = np.empty(values.size, object)
     for at, text in enumerate(values.reshape(-1).tolist()):
         try:
-            out[at] = text if type(text) is bytes else text.encode()
-        except (AttributeError, UnicodeError):
+            # what h5py has read is bytes already, and of any encoding
+            out[at] = text.decode().encode() if type(text) is bytes else text.encode()
+        except AttributeError:
+            raise _bad(where, name, f"dtype object is stored as strings, and {text!r:.40} is none") from None
+        except UnicodeError:
             raise _bad(where, name, f"{text!r:.40} is not a string that UTF-8 can hold") from None
         if b"\0" in out[at]:
             raise _bad(where, name, "HDF5 strings cannot hold a zero character", "use fixed bytes or an array of uint8")
@@ -232,7 +234,7 @@ def canonical(name: str, dtype: np.dtype[Any], where: Any) -> np.dtype[Any]:
 
 @lru_cache(maxsize=256)
 def _canonical(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    if dtype.kind in "UT":
+    if dtype.kind in "UTO":
         return _STRING
     if dtype.names:
         return np.dtype([_member(name, dtype[name]) for name in dtype.names])

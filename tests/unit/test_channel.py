@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from droid.payload import Worker
 from droid.program_output import Unreadable, declared, read_output
 from droid.slots import Slots
 from droid.worker import WorkerLoop
+from eventrange import image
 from eventrange.axis import Axis
 from eventrange.errors import BAD_CONFIG, PayloadError, PayloadFailed, PayloadOptions
 from eventrange.records import Kind
@@ -246,6 +248,54 @@ def test_hdf5_that_cannot_be_used(tmp_path: Path, datasets: dict[str, Any], says
         for name, values in datasets.items():
             file[name] = values
     with pytest.raises(Unreadable, match=says):
+        read_output(tmp_path / "o")
+
+
+def test_hdf5_strings_are_those_of_json(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "o", "w") as file:
+        file["name"] = ["ab", "grüße", ""]
+        file.create_dataset("plain", data=[b"a", "ß".encode(), b"abc"], dtype=h5py.string_dtype("ascii"))
+        file["pair"] = np.array([["a", "bc"], ["", "d"], ["e", "fgh"]], object)
+        file["names"] = ["muon", "e"]
+        file["names_count"] = [2, 0, 0]
+    found = read_output(tmp_path / "o")
+    assert [(event["name"], event["plain"]) for event in found] == [("ab", "a"), ("grüße", "ß"), ("", "abc")]
+    lines = [
+        {"name": "ab", "plain": "a", "pair": ["a", "bc"]},
+        {"name": "grüße", "plain": "ß", "pair": ["", "d"]},
+        {"name": "", "plain": "abc", "pair": ["e", "fgh"]},
+    ]
+    (tmp_path / "lines").write_text("\n".join(map(json.dumps, lines)))
+    same = read_output(tmp_path / "lines")
+    for event, names in zip(same, (["muon", "e"], [], []), strict=True):
+        event["names"] = np.array(names, object)
+    assert image.build(0, None, found) == image.build(0, None, same)
+    assert [image.schema(event) for event in found] == [image.schema(found[0])] * 3
+
+
+def test_what_was_merged_may_be_read_as_output(tmp_path: Path) -> None:
+    made = [
+        {"s": text, "w": np.array([text] * count, "U1"), "b": np.array(text, "S5")} for count, text in enumerate("xyz")
+    ]
+    data = image.build(0, None, made)
+    with h5py.File(io.BytesIO(data)) as merged, h5py.File(tmp_path / "o", "w") as file:
+        for name in merged.keys() - {"event"}:
+            merged.copy(name, file)
+    assert image.build(0, None, read_output(tmp_path / "o")) == data
+
+
+def test_hdf5_fixed_bytes_have_one_length(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "o", "w") as file:
+        file["name"] = np.array([b"ab", b"abc", b""], "S5")
+    found = read_output(tmp_path / "o")
+    assert image.read(image.build(0, None, found)).fields["name"].values.tolist() == [b"ab", b"abc", b""]
+    assert {image.schema(event) for event in found} == {'{"name":["|S5",0,[]]}'}
+
+
+def test_hdf5_strings_that_are_no_utf8(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "o", "w") as file:
+        file.create_dataset("name", data=[b"ab", b"\xff"], dtype=h5py.string_dtype())
+    with pytest.raises(Unreadable, match=r"dataset 'name' holds a string that is no UTF-8: b'\\xff'"):
         read_output(tmp_path / "o")
 
 
