@@ -46,11 +46,11 @@ class Beams(NamedTuple):
     pdfgup: tuple[int, int]
     pdfsup: tuple[int, int]
     idwtup: int
-    processes: list[Process]
+    processes: tuple[Process, ...]
 
 
 class LHEHead:
-    """What stands before the first event of a file; shared by all events read from it."""
+    """What stands before the first event of a file; shared by all events read from it, so nothing in it changes."""
 
     def __init__(self, path: str, raw: bytes) -> None:
         self.path = path
@@ -86,13 +86,13 @@ class LHEHead:
                 processes.append(Process(_number(x), _number(error), _number(largest), int(label)))
         except (IndexError, ValueError):
             return None
-        return Beams((a[0], a[1]), (first[2], first[3]), (a[4], a[5]), (a[6], a[7]), a[8], processes)
+        return Beams((a[0], a[1]), (first[2], first[3]), (a[4], a[5]), (a[6], a[7]), a[8], tuple(processes))
 
     @cached_property
-    def weight_ids(self) -> list[str]:
+    def weight_ids(self) -> tuple[str, ...]:
         """Ids of the weights that <initrwgt> declares, in order: what names the values in <weights>."""
         whole = "".join(_INITRWGT.findall(self.raw.decode("utf-8", "surrogateescape")))
-        return _WEIGHT_IDS.findall(_COMMENTS.sub("", whole))
+        return tuple(_WEIGHT_IDS.findall(_COMMENTS.sub("", whole)))
 
 
 class LHEEvent:
@@ -172,7 +172,7 @@ class LHEEvent:
             if not found and (match := _WEIGHTS.search(text)):
                 values = [_number(token) for token in match[2].split()]
                 ids = self.head.weight_ids
-                names = ids if len(ids) == len(values) else [str(i) for i in range(len(values))]
+                names = ids if len(ids) == len(values) else tuple(map(str, range(len(values))))
                 found = dict(zip(names, values, strict=True))
         except ValueError as error:
             raise self._damaged(f"a weight is no number ({error})") from error

@@ -4,7 +4,7 @@ Name the branches that the payload needs (`options: {branches: ["Muon_*"]}`). Th
 read, and on a file of a thousand branches that is a thousand times the work and the bytes.
 
 Reading one event of a basket costs as much as reading all of it, so `read` takes a whole window of entries at once,
-some megabytes of it, and cuts the ranges that follow out of what it has.
+some megabytes of it, and copies the ranges that follow out of what it has: a payload may change its events.
 """
 
 from __future__ import annotations
@@ -217,8 +217,13 @@ def _column(array: Any) -> tuple[Any, Any]:
 
 
 def _cut(column: tuple[Any, Any], low: int, high: int) -> list[Any]:
+    """Events [low, high) of a column, with arrays of their own: the column is there for the next reading as well."""
     values, edges = column
-    if edges is None:
-        return list(values[low:high])
-    inner = edges[low : high + 1].tolist()
-    return [values[a:b] for a, b in itertools.pairwise(inner)]
+    if edges is not None:
+        inner = edges[low : high + 1].tolist()
+        return [values[a:b].copy() for a, b in itertools.pairwise(inner)]
+    if isinstance(values, np.ndarray):
+        return list(values[low:high].copy())
+    import awkward
+
+    return list(awkward.copy(awkward.to_packed(values[low:high])))  # packed, or all that was read would be copied

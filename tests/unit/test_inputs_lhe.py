@@ -83,6 +83,17 @@ def test_weights_and_attributes(tmp_path: Path) -> None:
     assert plain.weights == {} and plain.attributes == {}
 
 
+def test_what_events_share_cannot_be_changed_by_one_of_them(tmp_path: Path) -> None:
+    file = opened(write(tmp_path / "a.lhe", lhe_text(6, "weights")))
+    first = file.read(0, 1)[0]
+    assert isinstance(first.head.weight_ids, tuple) and first.head.weight_ids
+    assert first.head.beams is not None and isinstance(first.head.beams.processes, tuple)
+    first.particles["px"] = 0
+    first.weights.clear()
+    again = file.read(0, 2)
+    assert len(again[0].weights) == 2 and (again[1].particles["px"] == 1.5).all()
+
+
 def test_a_small_file_made_of_some_events_is_read_again(tmp_path: Path) -> None:
     file = opened(write(tmp_path / "a.lhe.gz", lhe_text(30, "mixed")), tmp_path / "index")
     small = opened(write(tmp_path / "small.lhe", write_lhe(file.head, file.read(10, 20))))

@@ -83,6 +83,32 @@ def test_nested_values_are_awkward_arrays(tmp_path: Path) -> None:
     assert [event["nested"].to_list() for event in events] == nested
 
 
+@pytest.mark.parametrize("kind", ["ttree", "rntuple"])
+def test_what_a_payload_does_to_its_events_is_not_read_again(kind: str, tmp_path: Path) -> None:
+    file = opened(write_root(tmp_path / "a.root", 20, kind))
+    for event in file.read(2, 9):
+        for value in event.values():
+            if isinstance(value, np.ndarray):
+                value *= 10
+    with uproot.open(tmp_path / "a.root") as plain:
+        for start, stop in [(2, 9), (3, 4), (0, 20)]:
+            check(file, plain["t"], start, stop)
+
+
+def test_nor_what_it_does_to_nested_values(tmp_path: Path) -> None:
+    nested = [[[1, 2], [3]], [[4]], [[]], [[5, 6]]]
+    with uproot.recreate(tmp_path / "a.root") as made:
+        made.mkrntuple("t", {"nested": awkward.Array(nested), "name": awkward.Array(["a", "bc", "", "d"])})
+    file = opened(str(tmp_path / "a.root"))
+    for event in file.read(0, 2):
+        awkward.to_numpy(event["nested"][0])[:] = 0
+    assert [(event["nested"].to_list(), event["name"]) for event in file.read(0, 3)] == [
+        ([[1, 2], [3]], "a"),
+        ([[4]], "bc"),
+        ([[]], ""),
+    ]
+
+
 def test_trees_and_branches_are_named(tmp_path: Path) -> None:
     path = str(tmp_path / "a.root")
     with uproot.recreate(path) as file:
