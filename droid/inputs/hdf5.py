@@ -71,6 +71,14 @@ def _datasets(group: Any) -> dict[str, Any]:
     return found
 
 
+def _strings(dataset: Any) -> Any:
+    """`dataset`, or a view of it with strings of variable length as `str`: as bytes, each is of another dtype."""
+    import h5py
+
+    text = h5py.check_string_dtype(dataset.dtype)
+    return dataset if text is None or text.length is not None else dataset.asstr("utf-8", "surrogateescape")
+
+
 def _chosen(path: str, group: Any, fields: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """({field: dataset}, {jagged field: dataset of its counts}) as the options ask."""
     there = _datasets(group)
@@ -181,7 +189,7 @@ def _check_lheh5(path: str, group: Any) -> int:
 class HDF5Input:
     """One open HDF5 file: `read` gives a dict per event.
 
-    With fields: {field: its row, an array or a NumPy scalar; for a jagged field an array of shape (rows, ...)}.
+    With fields: {field: its row, an array, a NumPy scalar or a string; for a jagged field an array (rows, ...)}.
     With `layout: lheh5`: {column of `events`: float, ..., "particles": array of shape (nparticles, columns)},
     and `particle_columns` says what the columns are.
     """
@@ -198,7 +206,8 @@ class HDF5Input:
             self._event_columns = _columns(self._events)
             self.particle_columns = _columns(self._particles)
         else:
-            self._fields, self._counts = _chosen(index.path, group, options.get("fields"))
+            found, self._counts = _chosen(index.path, group, options.get("fields"))
+            self._fields = {name: _strings(dataset) for name, dataset in found.items()}
             self._rows = {name: index.arrays[f"rows{i}"] for i, name in enumerate(index.meta["jagged"])}
 
     def count(self) -> int:

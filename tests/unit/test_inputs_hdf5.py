@@ -11,6 +11,7 @@ import pytest
 from inputs_samples import real, write_hdf5
 
 from droid.inputs import hdf5, index_file, open_input
+from eventrange import image
 from eventrange.errors import ConfigError, InputDamaged, InputMissing
 
 
@@ -136,3 +137,17 @@ def test_urls_go_through_fsspec(tmp_path: Path) -> None:
     for bad, says in [("memory://inputs/b.h5", "no such file"), ("odd://x/y", "no URL that fsspec can read")]:
         with pytest.raises(InputMissing, match=says):
             opened(bad)
+
+
+def test_strings_of_a_merged_file_can_be_returned(tmp_path: Path) -> None:
+    """Scalars and arrays, of any length: what one task wrote another may read and write again."""
+    names, tags = ["ab", "abc", "", "\u00fc"], ["x", "yy", "zzz"]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["name"], file["tags"] = np.array(names, object), np.array(tags, object)
+        file["tags_count"] = [2, 0, 0, 1]
+    events = opened(str(tmp_path / "a.h5")).read(0, 4)
+    assert [event["name"] for event in events] == names
+    assert [event["tags"].tolist() for event in events] == [tags[:2], [], [], tags[2:]]
+    found = image.read(image.build(0, None, events)).fields
+    assert [text.decode() for text in found["name"].values] == names
+    assert [text.decode() for text in found["tags"].values] == tags and found["tags"].counts.tolist() == [2, 0, 0, 1]
