@@ -62,6 +62,10 @@ class EndpointSite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("url must hold an absolute path: file:///folder")
         if self.endpoint_url and urlsplit(self.endpoint_url).scheme not in ("http", "https"):
             raise ValueError("endpoint_url must begin with http:// or https://")
+        try:
+            _ = self.service
+        except ValueError as error:
+            raise ValueError(f"endpoint_url names no server: {error}") from None
 
     @property
     def scheme(self) -> str:
@@ -74,8 +78,11 @@ class EndpointSite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if not self.endpoint_url:
             return ""
         parts = urlsplit(self.endpoint_url)
+        if not parts.hostname:
+            raise ValueError("there is no host in it")
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        return f"{parts.scheme}://{parts.hostname}:{port}{parts.path.rstrip('/')}"
+        return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
 
     def address(self, key: str) -> str:
         """The URL of the object of that name here; with `service` it tells where that is."""

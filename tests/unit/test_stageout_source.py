@@ -322,3 +322,9 @@ def test_a_server_has_one_name_however_it_is_spelled() -> None:
     assert service(None) == ""
     assert service("https://S3.Example.org/") == service("https://s3.example.org:443") == "https://s3.example.org:443"
     assert service("http://s3.example.org") != service("https://s3.example.org")
+
+
+@pytest.mark.parametrize("url", ["http://", "https://host:99999", "https://host:port", "http://[::1"])
+def test_an_address_without_a_server_is_refused(url: str) -> None:
+    with pytest.raises(ValueError):
+        EndpointSite(name="a", url="s3://b/", endpoint_url=url)
