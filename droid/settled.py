@@ -24,7 +24,16 @@ def _references(fields: Mapping[str, Any]) -> int:
     return found
 
 
+def _alone() -> int:
+    def count(fields: Any) -> int:
+        return getrefcount(fields)
+
+    fields = {"": 0}
+    return count(fields)
+
+
 _OURS = _references({"": np.empty(0)})
+_ALONE = _alone()  #: to a dict that only its caller has, counted likewise
 
 
 def settled(fields: Any) -> Any:
@@ -32,11 +41,12 @@ def settled(fields: Any) -> Any:
     refused later, by name."""
     if not isinstance(fields, Mapping):
         return fields
+    shared = type(fields) is not dict or getrefcount(fields) > _ALONE  # then others have what is in it, too
     out: dict[str, Any] = {}
     for name, value in fields.items():
         kind = type(value)
         if kind is np.ndarray:
-            if value.base is not None or getrefcount(value) > _OURS:
+            if shared or not value.flags.owndata or getrefcount(value) > _OURS:
                 value = value.copy()
         elif kind not in PLAIN:
             with contextlib.suppress(Exception):  # what cannot be an array is refused later, by name

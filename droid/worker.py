@@ -166,7 +166,7 @@ class WorkerLoop:
         process, enter, slot, times = self.payload.each(range(start, stop)), self.slot.enter, self.slot, self._times
         made: list[dict[str, Any]] = []
         first = start
-        before = asked = begun[1]
+        before = asked = time.monotonic()  # of the first, too: reading was for all of them
         used = begun[2]
         for at in range(start, stop):
             if slot.cut:
@@ -377,6 +377,8 @@ def worker_main(
 
     def alone() -> None:  # in a child of the payload's: it must not speak for us
         global _forked
+        if _forked:  # a child of a child: what has these numbers now is its own
+            return
         _forked = True
         os.close(sock.fileno())
         os.close(bell)

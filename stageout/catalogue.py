@@ -57,6 +57,7 @@ class Known:
 
     id: SegmentId
     size: int = 0
+    end: int = 0  # of the images that were looked at when it was sealed
     adler32: int = 0
     sha256: str = ""  # empty: never sealed
     members: int = 0
@@ -111,6 +112,7 @@ class Known:
         if size > self.size:
             self.partial, self.copies, self.local = {**self.partial, **self.copies}, {}, True
         self.size, self.adler32, self.sha256 = size, adler32, sha256
+        self.end = int(note.get("end", size))
         self.members, self.file = int(note.get("members", self.members)), str(note.get("file", ""))
 
 

@@ -24,10 +24,11 @@ COPY = 1 << 22  # bytes copied at a time
 
 
 def seal_left_open(path: str, rows: NDArray[Any], beyond: int = 0, files: Files = FILES) -> dict[str, Any] | None:
-    """Seal the segment at `path` of which `rows` (RECORD, DONE, of this segment) tell. `beyond` is the size of what was
-    sealed before, should its writer only have slept.
+    """Seal the segment at `path` of which `rows` (RECORD, DONE, of this segment) tell. `beyond` is the `end` of what
+    was sealed before, should its writer only have slept.
 
-    Returns what a `sealed` note says (file, size, adler32, sha256, members), or None when no image in it, beyond what
+    Returns what a `sealed` note says (file, size, adler32, sha256, members; and `end`, where the last image ends that
+    there was a record of: in a zip file a directory follows), or None when no image in it, beyond what
     was sealed before, can be used. Raises CannotWrite.
     """
     rows = rows[np.argsort(rows["offset"], kind="stable")]
@@ -61,6 +62,7 @@ def seal_left_open(path: str, rows: NDArray[Any], beyond: int = 0, files: Files 
         "adler32": f"{sealed.adler32:08x}",
         "sha256": sealed.sha256,
         "members": sealed.members,
+        "end": int((rows["offset"] + rows["size"]).max()),
     }
 
 

@@ -81,7 +81,7 @@ def left_open(
             continue
         id = SegmentId(allocation, int(droid), int(number))
         known = catalogue.segments.get(id)
-        if known is None or not known.sealed or ends.get(id, 0) > known.size:
+        if known is None or not known.sealed or ends.get(id, 0) > known.end:
             out[id] = os.path.join(taskdir.segments(allocation), name)
     return out
 

@@ -192,7 +192,7 @@ class Carrier:
             for id, path in files.items():
                 mine = rows.get((id.droid, id.number))
                 known = catalogue.segments.get(id, Known(id))
-                note = seal_left_open(path, mine, known.size) if mine is not None else None
+                note = seal_left_open(path, mine, known.end) if mine is not None else None
                 if note is None:
                     continue
                 where = {"allocation": id.allocation, "droid": id.droid, "segment": id.number}
@@ -216,7 +216,7 @@ class Carrier:
 
     def carry(self, told: Reading, wait: float) -> Outcome:
         """Give the stage-out process all that is to be done and write down what it says."""
-        todo, bad = [], set()
+        todo, bad, away = [], set(), []
         self._over = told.over - {name for name, state in told.journals.items() if state.damaged}
         self._ends = told.ends
         for id, known in sorted(told.catalogue.segments.items()):
@@ -229,6 +229,14 @@ class Carrier:
                 todo.append(known)
             elif not known.copies:
                 bad.add(id)
+            elif not self._on(known):
+                away.append(known)
+        if away:
+            url = next(iter(away[0].copies.values())).url
+            self.say(
+                f"{len(away)} segments are only at addresses that no endpoint has now ({url} ...); "
+                "if they were moved, --sweep finds them"
+            )
         if todo:
             self._carry(todo, wait)
         bad |= {known.id for known in todo if known.unusable and not known.copies}
@@ -361,7 +369,7 @@ class Carrier:
             known.copies.pop(report.endpoint, None)
         if report.endpoint is not None:
             stager.send(protocol.Recorded(report.segment, report.endpoint, removed=True))
-        elif known.repaired and known.id.allocation in self._over and self._ends.get(known.id, 0) <= known.size:
+        elif known.repaired and known.id.allocation in self._over and self._ends.get(known.id, 0) <= known.end:
             # This file is gone; so may go what it was made from, or what was made from it, where nobody can wake up and
             # go on writing there, and has not done so before.
             escaped = replace(self.taskdir, root=glob.escape(self.taskdir.root))

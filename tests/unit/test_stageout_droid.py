@@ -310,7 +310,9 @@ def test_what_was_moved_with_its_endpoint_is_adopted(tmp_path: Path, task: TaskD
     old = replace(endpoint(tmp_path, "old"), name="primary")
     assert go(task, old, delete_local=True).staged == 2
     (tmp_path / "old").rename(tmp_path / "new")
-    new = replace(endpoint(tmp_path, "new"), name="primary")
+    new, said = replace(endpoint(tmp_path, "new"), name="primary"), []
+    stage_out(task, "t", PRINT, Storage((new,), rules()), say=said.append)
+    assert "2 segments are only at addresses that no endpoint has now" in "".join(said)
     assert go(task, new, sweeping=True) == Outcome(swept=Swept(adopted=2))
     assert go(task, new, sweeping=True) == Outcome(swept=Swept())
 
@@ -531,13 +533,14 @@ def test_what_a_sleeper_went_on_writing_is_staged_before_it_goes(
 ) -> None:
     """Its segment is repaired while it sleeps; it wakes up, goes on, and ends without having staged anything."""
     task = TaskDir(str(tmp_path / "task"))
-    opened, images = Path(task.segment("a", 1, 0, kind)), [bytes([65 + n]) * 1000 for n in range(4)]
+    # So many that the directory of a zip file takes more room than what comes after.
+    opened, images = Path(task.segment("a", 1, 0, kind)), [f"{n:04d}".encode() * 25 for n in range(102)]
     opened.parent.mkdir(parents=True)
     os.makedirs(task.journals)
     out, told = writer(str(opened), kind), JournalWriter(task.journal("a"), PRINT, "a")
 
     def done(*numbers: int) -> None:
-        rows = records.new(len(numbers), kind=Kind.DONE, droid=1, size=1000)
+        rows = records.new(len(numbers), kind=Kind.DONE, droid=1, size=100)
         for row, n in zip(rows, numbers, strict=True):
             row["start"], row["stop"], row["checksum"] = n, n + 1, checksum(images[n])
             row["offset"] = out.append(f"t.{n}.h5", images[n])
@@ -545,7 +548,7 @@ def test_what_a_sleeper_went_on_writing_is_staged_before_it_goes(
         told.append(rows)
         told.flush()
 
-    done(0, 1)
+    done(*range(100))
     Heart(task, "a", None, 1e9, 60.0)  # never stopped
     alive = Path(task.leases, "a.alive")
     alive.write_bytes(alive.read_bytes().replace(machine().encode(), b"another"))
@@ -555,7 +558,7 @@ def test_what_a_sleeper_went_on_writing_is_staged_before_it_goes(
     first = {"nowhere": down, "elsewhere": failover}.get(staged, primary)
     assert go(task, first, delete_local="deleted" in staged).repaired == 1
 
-    done(2, 3)
+    done(100, 101)
     if sealed:
         sums = out.seal()
         told.note("sealed", droid=1, segment=0, **vars(sums) | {"adler32": f"{sums.adler32:08x}"})

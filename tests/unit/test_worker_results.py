@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections import UserDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from droid.slots import Slots
 from droid.worker import WorkerLoop, tail
 from eventrange import image
 from eventrange.records import Code, Kind
+from eventrange.times import time_bin
 
 
 class Each:
@@ -111,6 +114,26 @@ def _dict() -> Callable[[Any], Any]:
     return process
 
 
+def _dict_of_buffers() -> Callable[[Any], Any]:
+    kept = {"x": np.zeros(2)}
+
+    def process(event: Any) -> Any:
+        kept["x"][:] = event
+        return kept
+
+    return process
+
+
+def _mapping_of_buffers() -> Callable[[Any], Any]:
+    kept = UserDict({"x": np.zeros(2)})
+
+    def process(event: Any) -> Any:
+        kept["x"][:] = event
+        return kept
+
+    return process
+
+
 def _list() -> Callable[[Any], Any]:
     kept = [0.0, 0.0]
 
@@ -131,7 +154,9 @@ def _list_of_buffers() -> Callable[[Any], Any]:
     return process
 
 
-@pytest.mark.parametrize("make", [_buffer, _view, _dict, _list, _list_of_buffers])
+@pytest.mark.parametrize(
+    "make", [_buffer, _view, _dict, _dict_of_buffers, _mapping_of_buffers, _list, _list_of_buffers]
+)
 def test_a_payload_may_use_its_memory_again(make: Callable[[], Any]) -> None:
     together = Sent(Each(make())).process((0, 6)).values()
     alone = Sent(Each(make())).process(*[(n, n + 1) for n in range(6)]).values()
@@ -145,7 +170,8 @@ def test_what_nobody_else_holds_is_not_copied() -> None:
 
     fields = made()
     places = {name: id(value) for name, value in fields.items()}
-    assert {name: id(value) for name, value in settled(fields).items()} == places
+    out = settled(fields)
+    assert {name: id(value) for name, value in out.items()} == places
     held = fields["a"]
     assert settled(fields)["a"] is not held
     assert settled(5) == 5
@@ -181,6 +207,24 @@ def test_who_dies_while_a_range_is_read_dies_of_all_of_it() -> None:
     sent.loop.events = Reads()
     sent.process((3, 6))
     assert seen == [(3, 3), (3, 1), (4, 1), (5, 1)]
+
+
+def test_the_clock_of_the_first_event_begins_when_all_are_read() -> None:
+    class Slow(Input):
+        def read(self, start: int, stop: int) -> list[Any]:
+            time.sleep(0.2)
+            return super().read(start, stop)
+
+    def process(event: Any) -> Any:
+        row = sent.slots.snapshot()[0]
+        since.append(float(row["since"] - row["begun"]))
+        return {}
+
+    since: list[float] = []
+    sent = Sent(Each(process))
+    sent.loop.events = Slow()
+    sent.process((0, 3))
+    assert min(since) >= 0.2 and max(sent.frames[0][1].times) < time_bin(0.2)
 
 
 def test_large_images_go_out_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
