@@ -101,13 +101,11 @@ def _hdf5(path: Path) -> list[Fields]:
 
 def _values(name: str, item: Any) -> NDArray[Any]:
     """All of a dataset; strings of variable length as `str`."""
-    import h5py
+    from droid.inputs.hdf5 import strings
 
-    text = h5py.check_string_dtype(item.dtype)
     values: NDArray[Any]
     try:
-        # UTF-8 whatever the file says: a C program that says nothing has said ASCII
-        values = item[()] if text is None or text.length is not None else item.asstr("utf-8")[()]
+        values = strings(item)[()]
     except UnicodeDecodeError as error:
         raise Unreadable(f"dataset {name!r} holds a string that is no UTF-8: {error.object!r:.60}") from None
     return values

@@ -283,15 +283,15 @@ _forked = False
 
 def _end_child(error: BaseException) -> NoReturn:
     """End as a child of a Python program would: it has no part in what its parent is to do."""
-    code = error.code if isinstance(error, SystemExit) else 1
-    if not isinstance(error, SystemExit) or not isinstance(code, (int, type(None))):
+    code: Any = error.code if isinstance(error, SystemExit) else error
+    if code is not None and not isinstance(code, int):
+        code = 1
         with contextlib.suppress(Exception):
             traceback.print_exception(error)
-            code = 1
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
-    os._exit((code or 0) & 0xFF if isinstance(code, (int, type(None))) else 1)
+    os._exit((code or 0) & 0xFF)
 
 
 def cpu_seconds() -> float:

@@ -71,12 +71,15 @@ def _datasets(group: Any) -> dict[str, Any]:
     return found
 
 
-def _strings(dataset: Any) -> Any:
-    """`dataset`, or a view of it with strings of variable length as `str`: as bytes, each is of another dtype."""
+def strings(dataset: Any, errors: str = "strict") -> Any:
+    """`dataset`, or a view of it with strings of variable length as `str`: as bytes, each is of another dtype.
+
+    They are UTF-8 whatever the file says: a C program that says nothing has said ASCII.
+    """
     import h5py
 
     text = h5py.check_string_dtype(dataset.dtype)
-    return dataset if text is None or text.length is not None else dataset.asstr("utf-8", "surrogateescape")
+    return dataset if text is None or text.length is not None else dataset.asstr("utf-8", errors)
 
 
 def _chosen(path: str, group: Any, fields: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -207,7 +210,7 @@ class HDF5Input:
             self.particle_columns = _columns(self._particles)
         else:
             found, self._counts = _chosen(index.path, group, options.get("fields"))
-            self._fields = {name: _strings(dataset) for name, dataset in found.items()}
+            self._fields = {name: strings(dataset, "surrogateescape") for name, dataset in found.items()}
             self._rows = {name: index.arrays[f"rows{i}"] for i, name in enumerate(index.meta["jagged"])}
 
     def count(self) -> int:
@@ -259,4 +262,4 @@ class HDF5Input:
         self._manager.__exit__(None, None, None)
 
 
-__all__ = ["EVERY", "HDF5Input", "index_hdf5"]
+__all__ = ["EVERY", "HDF5Input", "index_hdf5", "strings"]

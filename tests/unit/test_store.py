@@ -135,13 +135,19 @@ class Broken(Files):
         super().fsync(fd)
 
 
-def test_a_file_that_breaks_under_a_sync_and_a_write_is_one_error(tmp_path: Path) -> None:
-    """The next segment, which is sound, is neither closed nor what it holds undone."""
+def _under_sync(tmp_path: Path) -> tuple[Store, Broken]:
+    """A store whose first segment has an image and is being synced."""
     files = Broken()
     store = Store(TaskDir(str(tmp_path)), "a", "t", 1, Choices(commit_seconds=60.0), lambda: None, files)
     store._syncer._took = 1.0
     add(store, 0, 100.0)
     store.pump(100.0, True)
+    return store, files
+
+
+def test_a_file_that_breaks_under_a_sync_and_a_write_is_one_error(tmp_path: Path) -> None:
+    """The next segment, which is sound, is neither closed nor what it holds undone."""
+    store, files = _under_sync(tmp_path)
     assert files.asked.wait(10)
     files.sound = False
     add(store, 1, 100.1)
@@ -156,11 +162,7 @@ def test_a_file_that_breaks_under_a_sync_and_a_write_is_one_error(tmp_path: Path
 
 
 def test_so_are_two_syncs_of_it(tmp_path: Path) -> None:
-    files = Broken()
-    store = Store(TaskDir(str(tmp_path)), "a", "t", 1, Choices(commit_seconds=60.0), lambda: None, files)
-    store._syncer._took = 1.0
-    add(store, 0, 100.0)
-    store.pump(100.0, True)
+    store, files = _under_sync(tmp_path)
     add(store, 1, 100.1)
     threading.Timer(0.1, files.let_go.set).start()
     store.seal()
