@@ -79,9 +79,11 @@ def storage_of(taskdir: TaskDir, catalogue: Catalogue, site: Any = None) -> Stor
     (--set). Raises ConfigError when no endpoint is known."""
     if site is not None and site.stageout:
         return Storage(site.stageout, site.stageout_rules)
-    said = {} if site is None else msgspec.to_builtins(site.stageout_rules)
-    given = {key.split(".")[1] for key in ({} if site is None else site.origins) if key.startswith("stageout_rules.")}
-    kept = catalogue.rules | {key: said[key] for key in given}
+    kept = catalogue.rules
+    if site is not None:
+        said = msgspec.to_builtins(site.stageout_rules)
+        given = {key.split(".")[1] for key in site.origins if key.startswith("stageout_rules.")}
+        kept = kept | {key: said[key] for key in given}
     try:
         found = msgspec.convert(catalogue.endpoints, tuple[EndpointSite, ...], strict=False)
         rules = msgspec.convert(kept, StageoutRules, strict=False)
